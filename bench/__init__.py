@@ -1,0 +1,1 @@
+"""Benchmarks: machine ceilings, one-batch, offline and serving runs, reports."""

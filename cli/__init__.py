@@ -1,0 +1,1 @@
+"""The sgl command: parse, call, print; no logic."""

@@ -1,0 +1,1 @@
+"""The engine: api, client and loop over core, runtime, models and text."""

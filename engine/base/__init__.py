@@ -1,0 +1,1 @@
+"""Types, configuration, errors, devices, logging; imported by everything, imports nothing of sgl."""

@@ -1,0 +1,254 @@
+"""What crosses a process or a layer: requests, plans, results. Data only, no behaviour beyond trivial derivation.
+
+Three owners (docs/design.md, section 2): *wire* types travel between the front process and the engine, *plan* types
+from the scheduler to the executors, *result* types back. All are msgspec structs, so they can be recorded and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """A constraint on the output: ``kind`` names the language that ``source`` is written in."""
+
+    kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
+    source: str
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen and when generation ends. Defaults are SGLang's.
+
+    Stop *strings* are not here: the front process finds them in the decoded text and aborts the request.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int = 0  # the front process draws one where the client gave none
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+
+
+class Wants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request wants back besides tokens.
+
+    ``logprob_start`` is the first *prompt* position whose logprob is wanted, or None for none of them: position ``p``
+    asks for ``log P(token[p] | token[:p])``, so 0 yields None for the first token and values from 1 on.
+    """
+
+    logprobs: bool = False
+    logprob_start: int | None = None
+    top_logprobs: int = 0
+    token_logprob_ids: tuple[int, ...] = ()
+    hidden: bool = False
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence to extend. Already validated: the engine asserts, it does not check again."""
+
+    rid: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams = SamplingParams()
+    wants: Wants = Wants()
+    eos_ids: tuple[int, ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    adapter: str = ""
+    arrival_s: float = 0.0
+
+
+# ---- wire, front to engine -------------------------------------------------------------------------------------------
+
+
+class Add(msgspec.Struct, frozen=True, tag="add"):
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Ends one request (or all whose rid starts with ``rid`` and ':'), in whatever state it is."""
+
+    rid: str
+    reason: str = "aborted"
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """A control operation answered by one `Reply` of the same ``call_id``: flush, stats, server_info, ping, ..."""
+
+    call_id: int
+    name: str
+    args: dict[str, Any] = {}
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    pass
+
+
+Inbound = Add | Abort | Call | Shutdown
+
+
+# ---- wire, engine to front -------------------------------------------------------------------------------------------
+
+
+class FinishReason(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request ended. ``matched`` is the stop token id; stop strings are filled in by the front process."""
+
+    kind: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    message: str = ""
+    status: int = 200
+    code: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log probability (None where nothing precedes it) and the most likely alternatives at its position."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+    chosen: tuple[tuple[int, float], ...] = ()
+
+
+class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one step added to one request. Fields are increments, not totals, except the counts."""
+
+    rid: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
+    finish: FinishReason | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    num_preempted: int = 0
+    queue_time_s: float = 0.0
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    items: list[Output]
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """Answer to a `Call`: ``value`` on success, ``error`` (a sentence) otherwise."""
+
+    call_id: int
+    value: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats", kw_only=True):
+    """A snapshot for gauges, sent at most a few times a second; doubles as the engine's heartbeat."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_used_tokens: int = 0
+    num_total_tokens: int = 0
+    cache_hit_rate: float = 0.0
+    gen_throughput: float = 0.0
+    num_preempted: int = 0
+    step_id: int = 0
+
+
+Outbound = Outputs | Reply | Stats
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+RowKind = Literal["none", "token", "pool"]
+
+
+class PageRun(msgspec.Struct, frozen=True, array_like=True):
+    """Entries ``start, start+1, ...`` of a slot's page table (of one KV group) become ``pages``."""
+
+    start: int
+    pages: tuple[int, ...]
+    group: int = 0
+
+
+class RowInit(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a device needs to know when a request first takes a slot."""
+
+    token_ids: tuple[int, ...]
+    num_prompt: int
+    params: SamplingParams
+    wants: Wants
+    eos_ids: tuple[int, ...]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request's share of a step.
+
+    The step computes ``num_tokens`` positions from the slot's computed count on; the last ``num_draft`` of them hold
+    draft tokens that the device proposed. ``kind`` says what follows: nothing (a chunk that does not reach the end of
+    the known tokens), a sampled token, or pooling. ``computed`` resets the device's computed count before the step
+    (first time in the slot, or pages adopted from the prefix cache); None leaves it as the device knows it.
+    """
+
+    rid: str
+    slot: int
+    num_tokens: int
+    num_draft: int = 0
+    kind: RowKind = "none"
+    init: RowInit | None = None
+    computed: int | None = None
+    new_pages: PageRun | None = None
+    adapter_slot: int = 0
+
+
+class StepPlan(msgspec.Struct, frozen=True):
+    """A frozen snapshot of one step; shares no list with the scheduler. ``finished_slots`` were given up before it."""
+
+    step_id: int
+    rows: tuple[Row, ...]
+    finished_slots: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+# ---- result ----------------------------------------------------------------------------------------------------------
+
+
+class RowOutput(msgspec.Struct, kw_only=True):
+    """One row's outcome: ``token_ids`` are the accepted drafts plus one sampled token (empty for kind none)."""
+
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
+    error: str | None = None
+
+
+class StepResult(Protocol):
+    """The outcome of a step, still on its way from the device until `wait` returns (rows in plan order)."""
+
+    def wait(self) -> list[RowOutput]: ...
+
+
+Masks = Mapping[int, bytes]
+"""Row index -> allowed tokens of the sampled position: one bit per vocabulary entry, least significant bit first."""
+
+
+class Executor(Protocol):
+    """Executes plans in the order given; only a plan mutates its per-slot state (docs/design.md, section 3).
+
+    ``forward`` starts the step's computation; ``sample`` finishes it and returns at once. A failed step raises from
+    either or from ``wait``; the per-slot state of the plan's rows is undefined afterwards. Where speculation is on, the
+    executor itself proposes the drafts of a slot's next row whenever it sampled for that slot.
+    """
+
+    def forward(self, plan: StepPlan) -> None: ...
+
+    def sample(self, plan: StepPlan, masks: Masks) -> StepResult: ...
+
+    def close(self) -> None: ...

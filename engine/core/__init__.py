@@ -1,0 +1,1 @@
+"""Host-side scheduling, paging and prefix caching; never imports torch."""

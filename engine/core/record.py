@@ -1,0 +1,80 @@
+"""Recorded steps: what was planned and what came of it, as a file that replays without a scheduler.
+
+A record is a sequence of frames, each a four-byte little-endian length and a msgpack-encoded `RecordedStep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import Executor, RowOutput, StepPlan
+
+
+class RecordedStep(msgspec.Struct, frozen=True):
+    """One executed step. ``masks`` are the grammar masks by row index."""
+
+    plan: StepPlan
+    masks: dict[int, bytes]
+    outputs: list[RowOutput]
+
+
+class Recorder(Protocol):
+    def write(self, step: RecordedStep) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullRecorder:
+    """Records nothing."""
+
+    def write(self, step: RecordedStep) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class FileRecorder:
+    """Appends steps to a file; a record cut off by a crash is readable up to its last whole step."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def write(self, step: RecordedStep) -> None:
+        frame = self._encoder.encode(step)
+        self._file.write(len(frame).to_bytes(4, "little") + frame)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_steps(path: Path) -> Iterator[RecordedStep]:
+    """The steps of a record, in order.
+
+    Raises:
+        SglError: a frame is not a recorded step.
+    """
+    decoder = msgspec.msgpack.Decoder(RecordedStep)
+    with path.open("rb") as file:
+        while len(head := file.read(4)) == 4:
+            size = int.from_bytes(head, "little")
+            frame = file.read(size)
+            if len(frame) < size:
+                return
+            try:
+                yield decoder.decode(frame)
+            except msgspec.MsgspecError as error:
+                raise SglError(f"{path} is not a step record: {error}", param="record") from error
+
+
+def replay(steps: Iterator[RecordedStep], executor: Executor) -> Iterator[tuple[RecordedStep, list[RowOutput]]]:
+    """Executes recorded plans again and yields each step with its new outputs, for comparison."""
+    for step in steps:
+        executor.forward(step.plan)
+        yield step, executor.sample(step.plan, step.masks).wait()

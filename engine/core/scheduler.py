@@ -1,0 +1,512 @@
+"""Decides what each step computes: host integers only, no torch, no clock of its own, no I/O.
+
+There is no prefill phase and no decode phase: every running request has known and computed tokens, and a step moves
+computed towards known within a token budget (docs/design.md, section 3). Prefixes are published to the cache when
+their computation is *scheduled*: plans run in order, and within a layer every row's KV is stored before any row
+attends, so even two requests admitted into the same step share their common prefix.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+import msgspec
+
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import FinishReason, Output, PageRun, Request, Row, RowInit, RowOutput, StepPlan
+from sgl.engine.core.cache import PageCache
+from sgl.engine.core.grammar import GrammarCompiler
+from sgl.engine.core.policy import make_policy
+from sgl.engine.core.request import RequestState
+
+logger = logging.getLogger(__name__)
+
+RETRACT_LOOKAHEAD = 20
+"""Tokens per running request for which room is kept after a preemption (SGLang's retract_decode_steps)."""
+
+RATIO_DECAY_STEPS = 600
+"""Steps over which the expected share of max_new_tokens falls from its initial to its minimal value."""
+
+OVERDUE_ADMISSIONS = 64
+"""A request that so many later ones have overtaken (plus four per place in its queue) is admitted next."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The scheduler's slice of the configuration; sizes in tokens unless named otherwise."""
+
+    num_pages: int
+    page_size: int
+    max_running: int
+    max_step_tokens: int
+    max_queued: int
+    max_len: int
+    policy: str = "lpm"
+    conservativeness: float = 1.0
+    max_draft: int = 0
+    prefix_caching: bool = True
+    seed: int = 0
+
+
+class Scheduler:
+    """Owns requests from `add` to their last `Output`. Call `schedule`, execute the plan, then `update`, in order."""
+
+    def __init__(self, config: SchedulerConfig, grammars: GrammarCompiler) -> None:
+        self.config = config
+        self.cache = PageCache(config.num_pages, config.page_size, prefix_caching=config.prefix_caching)
+        self._grammars = grammars
+        self._order = make_policy(config.policy, config.seed)
+        self._states: dict[str, RequestState] = {}
+        self._waiting: list[RequestState] = []  # sorted by arrival_key
+        self._running: list[RequestState] = []  # sorted by arrival_key: the last one is preempted first
+        self._inflight: deque[tuple[StepPlan, list[RequestState]]] = deque()
+        self._free_slots = list(range(config.max_running - 1, -1, -1))
+        self._freed_slots: list[int] = []
+        self._sequence = 0
+        self._admitted = 0
+        self._step_id = 0
+        self._min_ratio = min(1.0, 0.1 * config.conservativeness)
+        self._max_ratio = min(1.0, 0.7 * config.conservativeness)
+        self._ratio = self._max_ratio
+        self.num_preempted = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+
+    # ---- requests in and out ----------------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_inflight(self) -> int:
+        """Plans handed out whose results have not been seen."""
+        return len(self._inflight)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._inflight)
+
+    @property
+    def num_used_pages(self) -> int:
+        """Pages that somebody needs now; cached ones that nobody uses do not count."""
+        return self.config.num_pages - self.cache.num_available
+
+    def add(self, request: Request, now_s: float) -> list[Output]:
+        """Queues a request; one that cannot be taken is answered at once."""
+        reason = self._refusal(request)
+        if reason is None:
+            try:
+                grammar = self._grammars.compile(request.params.grammar) if request.params.grammar else None
+            except SglError as error:
+                reason = FinishReason(kind="abort", message=error.message, status=error.status, code=error.code)
+        if reason is not None:
+            return [Output(rid=request.rid, finish=reason, prompt_tokens=len(request.token_ids))]
+        self._sequence += 1
+        state = RequestState(request, self._sequence, now_s, grammar)
+        state.overdue_at = self._admitted + OVERDUE_ADMISSIONS + 4 * len(self._waiting)
+        self._states[request.rid] = state
+        bisect.insort(self._waiting, state, key=lambda other: other.arrival_key)
+        return []
+
+    def abort(self, rid: str, reason: FinishReason) -> list[Output]:
+        """Ends the request, and every one named ``rid:...``, in whatever state it is; unknown names are ignored."""
+        doomed = [self._states[rid]] if rid in self._states else []
+        doomed += [state for name, state in self._states.items() if name.startswith(rid + ":")]
+        return [self._end(state, reason) for state in doomed]
+
+    def abort_all(self, reason: FinishReason) -> list[Output]:
+        return [self._end(state, reason) for state in list(self._states.values())]
+
+    def flush_cache(self) -> bool:
+        """Drops all cached prefixes; refused while any request is known."""
+        if self.has_work:
+            return False
+        self.cache.flush()
+        return True
+
+    def _refusal(self, request: Request) -> FinishReason | None:
+        assert request.token_ids and request.rid not in self._states
+        if len(self._waiting) >= self.config.max_queued:
+            message = f"The queue is full ({self.config.max_queued} requests are waiting); try again later."
+            return FinishReason(kind="abort", message=message, status=503, code="server_overloaded")
+        total = len(request.token_ids) + request.params.max_new_tokens
+        limit = min(self.config.max_len, self.config.num_pages * self.config.page_size)
+        if total > limit:
+            message = f"The prompt and max_new_tokens ask for {total} tokens; at most {limit} fit."
+            return FinishReason(kind="abort", message=message, status=400, code="context_length_exceeded")
+        return None
+
+    # ---- planning ---------------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> StepPlan:
+        """The next step. A plan without rows means: nothing can run before an older result is in or a request comes."""
+        rows: list[Row] = []
+        states: list[RequestState] = []
+        self._preempt_for_priority()
+        num_preempted = self.num_preempted
+        budget = self._plan_running(rows, states)
+        if self._waiting and budget > 0 and self._free_slots and self.num_preempted == num_preempted:
+            self._admit(rows, states, budget, now_s)
+        self._ratio = max(self._min_ratio, self._ratio - (self._max_ratio - self._min_ratio) / RATIO_DECAY_STEPS)
+        plan = StepPlan(self._step_id, tuple(rows), tuple(self._freed_slots))
+        if rows:
+            self._step_id += 1
+            self._freed_slots = []
+            self._inflight.append((plan, states))
+        return plan
+
+    def _plan_running(self, rows: list[Row], states: list[RequestState]) -> int:
+        """Gives every running request its share; returns the budget left over for new ones.
+
+        Decodes are cheap and somebody watches them, so room for all of them is set aside before any prompt chunk.
+        """
+        decodes = sum(1 for state in self._running if state.known - state.computed == 1)
+        budget = self.config.max_step_tokens - decodes * (1 + self.config.max_draft)
+        budget = max(budget, min(self.config.page_size, self.config.max_step_tokens))
+        index = 0
+        while index < len(self._running):
+            state = self._running[index]
+            num_tokens, num_draft = self._share(state, budget)
+            if num_tokens == 0:
+                index += 1
+                continue
+            if not self._make_room(state, num_tokens + num_draft):
+                break
+            if state.known - state.computed > 1:
+                budget -= num_tokens
+            rows.append(self._plan_row(state, num_tokens, num_draft))
+            states.append(state)
+            index += 1
+        return budget
+
+    def _share(self, state: RequestState, budget: int) -> tuple[int, int]:
+        """Tokens and drafts that a running request computes in this step."""
+        params = state.request.params
+        if state.known - state.computed > 1:
+            self._adopt(state)
+        remaining = state.known - state.computed
+        if remaining == 0 or (state.known >= state.max_tokens and params.max_new_tokens > 0):
+            return 0, 0
+        if remaining > 1:
+            return self._chunk(remaining, budget), 0
+        if state.grammar is not None or not state.has_draft:
+            return 1, 0
+        return 1, max(0, min(self.config.max_draft, state.max_tokens - state.known - 1))
+
+    def _chunk(self, remaining: int, budget: int) -> int:
+        """Share of a prompt that fits the budget, cut at a page border where that is possible."""
+        size = min(remaining, max(budget, 0))
+        page = self.config.page_size
+        return size if size == remaining or size < page else size // page * page
+
+    def _admit(self, rows: list[Row], states: list[RequestState], budget: int, now_s: float) -> None:
+        """Moves waiting requests into free slots in policy order, until one does not fit."""
+        reserved = sum(self._future_pages(state) for state in self._running)
+        order = self._order(self._waiting, self.cache)
+        oldest = self._waiting[0]
+        if self._admitted >= oldest.overdue_at:
+            order = [oldest] + [state for state in order if state is not oldest]
+        admitted: list[RequestState] = []
+        for state in order:
+            if budget <= 0 or not self._free_slots:
+                break
+            if state.inflight:
+                continue  # preempted; its last tokens are still on their way
+            num_tokens = self._try_start(state, budget, reserved, alone=not self._running)
+            if num_tokens == 0:
+                break
+            reserved += self._future_pages(state)
+            budget -= num_tokens
+            state.queue_time_s += now_s - state.queued_at_s
+            admitted.append(state)
+            bisect.insort(self._running, state, key=lambda other: other.arrival_key)
+            rows.append(self._plan_row(state, num_tokens, 0))
+            states.append(state)
+        if admitted:
+            self._admitted += len(admitted)
+            self._waiting = [state for state in self._waiting if state.status == "waiting"]
+
+    def _try_start(self, state: RequestState, budget: int, reserved: int, *, alone: bool) -> int:
+        """Gives a waiting request its prefix, slot and first pages; returns the size of its first chunk, 0 if none."""
+        page = self.config.page_size
+        state.sync_key()
+        key = state.key_of(0, state.match_limit() // page, page)
+        node, shared = self.cache.acquire(state.namespace, key)
+        state.node, state.pages, state.num_shared = node, shared, len(shared)
+        state.computed = len(shared) * page
+        state.known = len(state.tokens)
+        num_tokens = self._chunk(state.known - state.computed, budget)
+        fits = alone or self._future_pages(state) + reserved <= self.cache.num_available
+        fresh = self.cache.take(-(-(state.computed + num_tokens) // page) - len(shared)) if fits else None
+        if fresh is None:
+            self.cache.release(node)
+            state.node, state.pages, state.num_shared, state.computed = None, [], 0, 0
+            return 0
+        state.pages += fresh
+        state.slot = self._free_slots.pop()
+        state.status = "running"
+        state.first_time = state.computed_dirty = True
+        state.has_draft = False
+        state.pages_sent = 0
+        if state.num_preempted == 0:
+            state.cached_tokens = state.computed
+            self.num_prompt_tokens += state.num_prompt
+            self.num_cached_tokens += state.computed
+        return num_tokens
+
+    def _plan_row(self, state: RequestState, num_tokens: int, num_draft: int) -> Row:
+        """Books the computation of ``num_tokens`` (+ drafts) and describes it to the device."""
+        end = state.computed + num_tokens
+        samples = end == state.known and state.request.params.max_new_tokens > 0
+        row = Row(
+            rid=state.request.rid,
+            slot=state.slot,
+            num_tokens=num_tokens + num_draft,
+            num_draft=num_draft,
+            kind="token" if samples else "none",
+            init=self._init(state) if state.first_time else None,
+            computed=state.computed if state.computed_dirty else None,
+            new_pages=PageRun(state.pages_sent, tuple(state.pages[state.pages_sent :]))
+            if state.pages_sent < len(state.pages)
+            else None,
+        )
+        prefill = num_tokens > 1 or state.first_time
+        state.first_time = state.computed_dirty = False
+        state.pages_sent = len(state.pages)
+        state.inflight += 1
+        state.computed = end + num_draft
+        if samples:
+            state.known = state.computed + 1
+            state.has_draft = True
+        if prefill:
+            self._publish(state, end // self.config.page_size, replace=False)
+        return row
+
+    def _init(self, state: RequestState) -> RowInit:
+        request = state.request
+        start = state.logprob_start
+        return RowInit(
+            token_ids=tuple(state.tokens),
+            num_prompt=state.num_prompt,
+            params=request.params,
+            wants=msgspec.structs.replace(request.wants, logprob_start=start),
+            eos_ids=request.eos_ids,
+        )
+
+    # ---- pages ------------------------------------------------------------------------------------------------------
+
+    def _future_pages(self, state: RequestState) -> int:
+        """Pages that a request is expected to need on top of those it has."""
+        left = max(state.max_tokens - len(state.tokens), 0)
+        expected = len(state.tokens) + int(self._ratio * left)
+        return max(-(-expected // self.config.page_size) - len(state.pages), 0)
+
+    def _make_room(self, state: RequestState, num_tokens: int) -> bool:
+        """Gets the pages for ``num_tokens`` more, preempting from the end of the line; False if that hit ``state``."""
+        missing = -(-(state.computed + num_tokens) // self.config.page_size) - len(state.pages)
+        while missing > 0:
+            pages = self.cache.take(missing)
+            if pages is not None:
+                state.pages += pages
+                break
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is state:
+                return False
+        return True
+
+    def _adopt(self, state: RequestState) -> None:
+        """Takes over what others have cached of this prompt since the last chunk."""
+        assert state.node is not None
+        limit = state.match_limit() // self.config.page_size
+        key = state.key_of(state.num_shared, limit, self.config.page_size)
+        state.node, gained = self.cache.advance(state.node, key)
+        if not gained:
+            return
+        end = state.num_shared + len(gained)
+        self.cache.free(state.pages[state.num_shared : end])
+        state.pages[state.num_shared : end] = gained
+        state.pages_sent = min(state.pages_sent, state.num_shared)
+        state.num_shared = end
+        if end * self.config.page_size > state.computed:
+            state.computed = end * self.config.page_size
+            state.computed_dirty = True
+
+    def _publish(self, state: RequestState, num_pages: int, *, replace: bool) -> None:
+        """Hands the first ``num_pages`` pages of a request to the prefix cache.
+
+        Without ``replace`` nothing happens where the cache has a copy already: the step being planned still writes
+        to our own pages, which must not be freed (the next `_adopt` changes over).
+        """
+        if num_pages <= state.num_shared:
+            return
+        assert state.node is not None
+        key = state.key_of(state.num_shared, num_pages, self.config.page_size)
+        state.node, taken = self.cache.publish(
+            state.node, key, state.pages[state.num_shared : num_pages], replace=replace
+        )
+        state.num_shared += taken
+
+    def _surrender(self, state: RequestState, *, keep: bool) -> None:
+        """Gives up slot and pages; what was computed for certain stays cached if ``keep``."""
+        assert state.node is not None
+        if keep:
+            state.sync_key()
+            computed = min(state.computed, len(state.tokens) - 1)
+            self._publish(state, computed // self.config.page_size, replace=True)
+        self.cache.free(state.pages[state.num_shared :])
+        self.cache.release(state.node)
+        self._free_slots.append(state.slot)
+        self._freed_slots.append(state.slot)
+        state.node, state.pages, state.num_shared, state.slot = None, [], 0, -1
+
+    def _preempt(self, state: RequestState) -> None:
+        """Puts a running request back into the queue; it will be recomputed, from the cache where that survives."""
+        self._running.remove(state)
+        self._surrender(state, keep=True)
+        state.status = "waiting"
+        state.num_preempted += 1
+        state.overdue_at = self._admitted
+        bisect.insort(self._waiting, state, key=lambda other: other.arrival_key)
+        self.num_preempted += 1
+        before = self._ratio
+        generated = sum(other.num_output for other in self._running)
+        wanted = sum(other.request.params.max_new_tokens for other in self._running)
+        self._ratio = min(1.0, (generated + RETRACT_LOOKAHEAD * len(self._running)) / (wanted + 1))
+        logger.info(
+            "decode out of memory happened, #retracted_reqs: %d, #new_token_ratio: %.4f -> %.4f", 1, before, self._ratio
+        )
+
+    def _preempt_for_priority(self) -> None:
+        """Makes room for the first in the queue at the expense of running requests of lower priority."""
+        while self._waiting and self._running:
+            first, last = self._waiting[0], self._running[-1]
+            if first.request.priority <= last.request.priority or first.inflight:
+                return
+            reserved = sum(self._future_pages(state) for state in self._running)
+            cached = self.cache.match_length(first.namespace, first.key)
+            if self._free_slots and self._future_pages(first) - cached + reserved <= self.cache.num_available:
+                return
+            self._preempt(last)
+
+    # ---- results ----------------------------------------------------------------------------------------------------
+
+    def update(self, results: list[RowOutput]) -> list[Output]:
+        """Takes in the results of the oldest plan in flight."""
+        plan, states = self._inflight.popleft()
+        outputs: list[Output] = []
+        for row, state, result in zip(plan.rows, states, results, strict=True):
+            state.inflight -= 1
+            if state.status != "finished":
+                output = self._take_in(row, state, result)
+                if output is not None:
+                    outputs.append(output)
+            elif state.inflight == 0 and state.node is not None:
+                self._surrender(state, keep=state.finish is not None and state.finish.status < 500)
+        return outputs
+
+    def _take_in(self, row: Row, state: RequestState, result: RowOutput) -> Output | None:
+        if result.error is not None:
+            return self._end(state, FinishReason(kind="abort", message=result.error, status=500, code="model_error"))
+        finish = None
+        tokens = result.token_ids
+        for count, token_id in enumerate(tokens, start=1):
+            finish = self._accept(state, token_id)
+            if finish is not None:
+                tokens = tokens[:count]
+                break
+        if row.kind == "token" and state.status == "running":
+            slack = 1 + row.num_draft - len(result.token_ids)
+            state.computed -= slack
+            state.known -= slack
+        elif state.request.params.max_new_tokens == 0 and state.computed == state.known and state.inflight == 0:
+            finish = FinishReason(kind="length")
+        if not tokens and not result.prompt_logprobs and finish is None:
+            return None
+        output = Output(
+            rid=state.request.rid,
+            token_ids=tokens,
+            logprobs=result.logprobs[: len(tokens)],
+            prompt_logprobs=result.prompt_logprobs,
+        )
+        state.prompt_logprobs_sent += len(result.prompt_logprobs)
+        if finish is not None:
+            return self._end(state, finish, output)
+        if state.num_output == len(tokens):
+            _describe(output, state)
+        return output
+
+    def _accept(self, state: RequestState, token_id: int) -> FinishReason | None:
+        """Appends one token; says whether that ends the request."""
+        state.tokens.append(token_id)
+        params = state.request.params
+        if token_id in state.stop_ids and state.num_output > params.min_new_tokens:
+            return FinishReason(kind="stop", matched=token_id)
+        if state.grammar is not None:
+            state.grammar.accept(token_id)
+            if state.grammar.terminated():
+                return FinishReason(kind="stop")
+        if len(state.tokens) >= state.max_tokens:
+            return FinishReason(kind="length")
+        return None
+
+    def _end(self, state: RequestState, finish: FinishReason, output: Output | None = None) -> Output:
+        """Finishes a request; its pages and slot go when no step in flight uses them any more."""
+        if output is None:
+            output = Output(rid=state.request.rid)
+        output.finish = state.finish = finish
+        _describe(output, state)
+        del self._states[state.request.rid]
+        (self._running if state.status == "running" else self._waiting).remove(state)
+        state.status = "finished"
+        if state.inflight == 0 and state.node is not None:
+            self._surrender(state, keep=finish.status < 500)
+        return output
+
+    def masks(self) -> dict[int, bytes]:
+        """Grammar masks of the newest plan, by row; call it once the results of all older plans are in."""
+        plan, states = self._inflight[-1]
+        return {
+            index: state.grammar.mask()
+            for index, (row, state) in enumerate(zip(plan.rows, states, strict=True))
+            if state.grammar is not None and row.kind == "token" and state.status == "running"
+        }
+
+    def fail(self, message: str) -> list[Output]:
+        """A step broke: ends every running request and forgets all cached KV, since none of it can be trusted."""
+        finish = FinishReason(kind="abort", message=message, status=500, code="internal_error")
+        for _, states in self._inflight:
+            for state in states:
+                state.inflight = 0
+        closing = {id(state): state for _, states in self._inflight for state in states if state.status == "finished"}
+        self._inflight.clear()
+        for state in closing.values():
+            if state.node is not None:
+                self._surrender(state, keep=False)
+        outputs = [self._end(state, finish) for state in list(self._running)]
+        self.cache.flush()
+        return outputs
+
+    def check(self) -> None:
+        """Asserts the conservation of pages and slots; tests call it after every step."""
+        holders = {id(state): state for state in self._running}
+        holders.update((id(state), state) for _, states in self._inflight for state in states if state.node is not None)
+        self.cache.check(page for state in holders.values() for page in state.pages[state.num_shared :])
+        slots = self._free_slots + [state.slot for state in holders.values()]
+        assert sorted(slots) == list(range(self.config.max_running)), "a slot is lost or has two owners"
+
+
+def _describe(output: Output, state: RequestState) -> None:
+    """Adds the totals that go with a request's first and last output."""
+    output.prompt_tokens = state.num_prompt
+    output.cached_tokens = state.cached_tokens
+    output.num_preempted = state.num_preempted
+    output.queue_time_s = state.queue_time_s

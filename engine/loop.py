@@ -1,0 +1,256 @@
+"""The step loop: the only module that sees core and runtime together; it schedules, executes and reports."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import (
+    Abort,
+    Add,
+    Call,
+    Executor,
+    FinishReason,
+    Inbound,
+    Masks,
+    Outbound,
+    Output,
+    Outputs,
+    Reply,
+    Shutdown,
+    Stats,
+    StepPlan,
+    StepResult,
+)
+from sgl.engine.core.record import NullRecorder, RecordedStep, Recorder
+from sgl.engine.core.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.5
+"""How long an idle loop sleeps in its inbox before it shows a sign of life."""
+
+STATS_INTERVAL_S = 0.25
+
+
+class Inbox(Protocol):
+    def drain(self, timeout_s: float) -> list[Inbound]:
+        """All messages that are there; waits up to ``timeout_s`` for the first one."""
+
+
+class Outbox(Protocol):
+    def send(self, message: Outbound) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose result is still on its way."""
+
+    plan: StepPlan
+    masks: Masks
+    result: StepResult
+
+
+class EngineLoop:
+    """Runs one scheduler over one executor until it is told to shut down.
+
+    Args:
+        overlap: 1 lets the device work on a step while the results of the one before are processed, 0 does not.
+        info: what the front process needs to know about the model; answered to the call ``info``.
+        clock: seconds, monotonic; virtual in simulations.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        inbox: Inbox,
+        outbox: Outbox,
+        *,
+        overlap: int = 0,
+        info: dict[str, Any] | None = None,
+        recorder: Recorder | None = None,
+        log_interval: int = 40,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        self.info = info or {}
+        self._executor = executor
+        self._inbox = inbox
+        self._outbox = outbox
+        self._overlap = overlap
+        self._recorder = recorder or NullRecorder()
+        self._clock = clock
+        self._pending: deque[_Pending] = deque()
+        self._stopping = False
+        self._reporter = _Reporter(scheduler, log_interval, clock)
+
+    def run(self) -> None:
+        """Steps until a `Shutdown` message; requests still known then are aborted."""
+        try:
+            while not self._stopping:
+                self.receive(0.0 if self.scheduler.has_work else IDLE_WAIT_S)
+                self.step()
+                self._send_stats()
+        finally:
+            self._finish_requests("the engine is shutting down")
+            self._recorder.close()
+            self._executor.close()
+
+    def step(self) -> bool:
+        """Plans and starts one step and takes in what older steps have brought; False if there was nothing to do."""
+        plan = self.scheduler.schedule(self._clock())
+        try:
+            if plan.rows:
+                self._executor.forward(plan)
+            progressed = self._collect(self._overlap - 1 if plan.rows else 0)
+            if plan.rows:
+                masks = self.scheduler.masks()
+                self._pending.append(_Pending(plan, masks, self._executor.sample(plan, masks)))
+                self._collect(self._overlap)
+        except Exception:
+            logger.exception("step %d failed", plan.step_id)
+            self._pending.clear()
+            self._send(self.scheduler.fail("An internal error ended this step; the request can be sent again."))
+            return True
+        self._reporter.note(plan)
+        return bool(plan.rows) or progressed
+
+    def _collect(self, leave: int) -> bool:
+        """Takes in the oldest results until at most ``leave`` steps are in flight."""
+        progressed = False
+        while len(self._pending) > max(leave, 0):
+            pending = self._pending.popleft()
+            results = pending.result.wait()
+            self._recorder.write(RecordedStep(pending.plan, dict(pending.masks), results))
+            self._reporter.count(sum(len(result.token_ids) for result in results))
+            self._send(self.scheduler.update(results))
+            progressed = True
+        return progressed
+
+    def receive(self, timeout_s: float) -> None:
+        """Takes in what has come; waits up to ``timeout_s`` for the first message."""
+        for message in self._inbox.drain(timeout_s):
+            match message:
+                case Add(request):
+                    self._send(self.scheduler.add(request, self._clock()))
+                case Abort(rid, reason):
+                    finish = FinishReason(kind="abort", message=reason, status=499, code="aborted")
+                    self._send(self.scheduler.abort(rid, finish))
+                case Call(call_id, name, args):
+                    self._outbox.send(self._answer(call_id, name, args))
+                case Shutdown():
+                    self._stopping = True
+
+    def _answer(self, call_id: int, name: str, args: dict[str, Any]) -> Reply:
+        operations: dict[str, Callable[..., dict[str, Any]]] = {
+            "info": lambda: self.info,
+            "ping": lambda: {},
+            "flush_cache": lambda: {"success": self.scheduler.flush_cache()},
+            "pages": self._pages,
+        }
+        try:
+            if name not in operations:
+                raise SglError(f"The engine has no operation {name!r}.")
+            return Reply(call_id, value=operations[name](**args))
+        except SglError as error:
+            return Reply(call_id, error=error.message)
+
+    def _pages(self) -> dict[str, Any]:
+        """The page account: every page is free, cached or in use."""
+        cache = self.scheduler.cache
+        return {"total": cache.num_pages, "free": cache.num_free, "cached": cache.num_cached}
+
+    def _finish_requests(self, message: str) -> None:
+        self._send(self.scheduler.abort_all(FinishReason(kind="abort", message=message, status=503, code="shutdown")))
+
+    def _send(self, outputs: list[Output]) -> None:
+        if outputs:
+            self._outbox.send(Outputs(outputs))
+
+    def _send_stats(self) -> None:
+        stats = self._reporter.due_stats()
+        if stats is not None:
+            self._outbox.send(stats)
+
+
+class _Reporter:
+    """Counts what steps did, writes the two periodic log lines and prepares `Stats`."""
+
+    def __init__(self, scheduler: Scheduler, log_interval: int, clock: Callable[[], float]) -> None:
+        self._scheduler = scheduler
+        self._log_interval = max(log_interval, 1)
+        self._clock = clock
+        self._decode_steps = 0
+        self._logged_s = self._sent_s = clock()
+        self._logged_tokens = self._sent_tokens = self._tokens = 0
+
+    def count(self, num_tokens: int) -> None:
+        self._tokens += num_tokens
+
+    def note(self, plan: StepPlan) -> None:
+        """Logs a step: every one that brings new requests, and every ``log_interval``-th of the others."""
+        scheduler = self._scheduler
+        fresh = [row for row in plan.rows if row.init is not None]
+        if fresh:
+            logger.info(
+                "Prefill batch. #new-seq: %d, #new-token: %d, #cached-token: %d, cache hit rate: %.2f%%, "
+                "token usage: %.2f, #running-req: %d, #queue-req: %d",
+                len(fresh),
+                sum(row.num_tokens for row in fresh),
+                sum(row.computed or 0 for row in fresh),
+                100 * self._hit_rate(),
+                self._usage(),
+                scheduler.num_running,
+                scheduler.num_waiting,
+            )
+        elif plan.rows:
+            self._decode_steps += 1
+            if self._decode_steps % self._log_interval == 0:
+                self._log_decode()
+
+    def _log_decode(self) -> None:
+        now = self._clock()
+        rate = (self._tokens - self._logged_tokens) / max(now - self._logged_s, 1e-9)
+        self._logged_s, self._logged_tokens = now, self._tokens
+        scheduler = self._scheduler
+        logger.info(
+            "Decode batch. #running-req: %d, #token: %d, token usage: %.2f, gen throughput (token/s): %.2f, "
+            "#queue-req: %d",
+            scheduler.num_running,
+            scheduler.num_used_pages * scheduler.config.page_size,
+            self._usage(),
+            rate,
+            scheduler.num_waiting,
+        )
+
+    def due_stats(self) -> Stats | None:
+        """A snapshot, at most every `STATS_INTERVAL_S`."""
+        now = self._clock()
+        elapsed = now - self._sent_s
+        if elapsed < STATS_INTERVAL_S:
+            return None
+        rate = (self._tokens - self._sent_tokens) / elapsed
+        self._sent_s, self._sent_tokens = now, self._tokens
+        scheduler = self._scheduler
+        page_size = scheduler.config.page_size
+        return Stats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_used_tokens=scheduler.num_used_pages * page_size,
+            num_total_tokens=scheduler.config.num_pages * page_size,
+            cache_hit_rate=self._hit_rate(),
+            gen_throughput=rate,
+            num_preempted=scheduler.num_preempted,
+        )
+
+    def _hit_rate(self) -> float:
+        return self._scheduler.num_cached_tokens / max(self._scheduler.num_prompt_tokens, 1)
+
+    def _usage(self) -> float:
+        return self._scheduler.num_used_pages / self._scheduler.config.num_pages

@@ -1,0 +1,1 @@
+"""Layers and the decoder skeleton; never names a family."""

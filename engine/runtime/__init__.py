@@ -1,0 +1,1 @@
+"""Device-side state, model execution and sampling."""

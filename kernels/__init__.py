@@ -1,0 +1,1 @@
+"""Ops with a reference and their device implementations."""

@@ -1,0 +1,1 @@
+"""Op signatures; each body is the plain-torch reference."""

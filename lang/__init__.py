@@ -1,0 +1,1 @@
+"""Front-end language; imports without torch."""

@@ -1,0 +1,1 @@
+"""Captures and trace analysis, tuned tables."""
