@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from sgl.engine.base.budget import Budget
+from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import (
     Abort,
@@ -16,6 +20,7 @@ from sgl.engine.base.types import (
     Call,
     Executor,
     FinishReason,
+    Grammar,
     Inbound,
     Masks,
     Outbound,
@@ -27,8 +32,9 @@ from sgl.engine.base.types import (
     StepPlan,
     StepResult,
 )
-from sgl.engine.core.record import NullRecorder, RecordedStep, Recorder
-from sgl.engine.core.scheduler import Scheduler
+from sgl.engine.core.grammar import GrammarState
+from sgl.engine.core.record import FileRecorder, NullRecorder, RecordedStep, Recorder
+from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -254,3 +260,148 @@ class _Reporter:
 
     def _usage(self) -> float:
         return self._scheduler.num_used_pages / self._scheduler.config.num_pages
+
+
+class NoGrammars:
+    """Refuses every grammar: this build has no backend for them."""
+
+    def compile(self, grammar: Grammar) -> GrammarState:
+        raise SglError(f"Constrained output ({grammar.kind}) is not supported by this version of sgl.", param="grammar")
+
+
+def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop:
+    """Loads the model, divides the memory and puts an engine together.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded.
+        ConfigError: an option does not fit the model or the machine.
+    """
+    import torch
+
+    from sgl.engine.attn.choice import choose_backend
+    from sgl.engine.base import hub
+    from sgl.engine.base.budget import solve
+    from sgl.engine.base.device import open_device
+    from sgl.engine.base.machine import detect
+    from sgl.engine.models.loader import load_model, read_config
+    from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.kv import kv_bytes_per_page
+    from sgl.kernels.registry import bind
+
+    timeline = Timeline()
+    machine = detect(config.model.device)
+    device = open_device(config.model.device)
+    dtype = getattr(torch, config.model.dtype)
+    if config.kernel.cpu_threads is not None:
+        torch.set_num_threads(config.kernel.cpu_threads)
+    kernels = bind(device.kind, device.isa, dtype, config.kernel.overrides)
+    timeline.mark("kernels")
+    files = (*hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
+    model_dir = hub.locate(config.model.model_path, files, config.model.revision, config.model.download_dir)
+    hf_config = read_config(model_dir, json.loads(config.model.json_model_override_args))
+    model = load_model(
+        model_dir,
+        hf_config,
+        dtype=dtype,
+        device=device,
+        kernels=kernels,
+        load_format=config.model.load_format,
+        seed=config.model.random_seed or 0,
+    )
+    timeline.mark("weights")
+    budget = solve(
+        config,
+        machine,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_per_page=kv_bytes_per_page(model.kv_specs, config.cache.page_size),
+        activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
+    )
+    scheduler = Scheduler(scheduler_config(config, budget), NoGrammars())
+    executor = TorchExecutor(
+        model,
+        choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels),
+        device,
+        num_slots=scheduler.config.max_running,
+        max_len=scheduler.config.max_len,
+        num_pages=budget.num_pages,
+        page_size=config.cache.page_size,
+    )
+    timeline.mark("KV cache")
+    logger.info(
+        "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, "
+        "context_len=%d",
+        budget.max_total_tokens,
+        scheduler.config.max_step_tokens,
+        config.schedule.max_prefill_tokens,
+        scheduler.config.max_running,
+        scheduler.config.max_len,
+    )
+    logger.info("Engine ready in %s", timeline)
+    return EngineLoop(
+        scheduler,
+        executor,
+        inbox,
+        outbox,
+        # A CPU computes while it is called, so there is nothing to hide behind it.
+        overlap=0 if device.kind == "cpu" or config.schedule.disable_overlap_schedule else 1,
+        info=model_info(config, hf_config, budget, model.vocab_size),
+        recorder=FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder(),
+        log_interval=config.observe.decode_log_interval,
+    )
+
+
+def step_tokens(config: EngineConfig) -> int:
+    """The token budget of a step; prompts that must not be split need room for the longest of them."""
+    chunk = config.schedule.chunked_prefill_size or -1
+    return chunk if chunk > 0 else max(config.schedule.max_prefill_tokens, config.model.context_length or 0)
+
+
+def scheduler_config(config: EngineConfig, budget: Budget) -> SchedulerConfig:
+    """The scheduler's slice of a resolved configuration."""
+    assert config.model.context_length is not None
+    return SchedulerConfig(
+        num_pages=budget.num_pages,
+        page_size=config.cache.page_size,
+        max_running=budget.max_running_requests,
+        max_step_tokens=step_tokens(config),
+        max_queued=config.schedule.max_queued_requests,
+        max_len=min(config.model.context_length, budget.max_total_tokens),
+        policy=config.schedule.policy,
+        conservativeness=config.schedule.conservativeness,
+        prefix_caching=not config.cache.disable_radix_cache,
+        seed=config.model.random_seed or 0,
+    )
+
+
+def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, vocab_size: int) -> dict[str, Any]:
+    """What the front process must know; the fields of its ModelInfo."""
+    eos = hf_config.get("eos_token_id")
+    longest = min(config.model.context_length or 0, budget.max_total_tokens)
+    return {
+        "model_path": config.model.model_path,
+        "tokenizer_path": config.model.tokenizer_path,
+        "is_generation": True,
+        "context_len": config.model.context_length,
+        "vocab_size": vocab_size,
+        "max_total_num_tokens": budget.max_total_tokens,
+        "max_req_input_len": longest - 1,
+        "eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+    }
+
+
+class Timeline:
+    """How long the phases of the start took; they add up to the whole."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._phases: list[tuple[str, float]] = []
+
+    def mark(self, phase: str) -> None:
+        """Ends a phase."""
+        now = time.monotonic()
+        self._phases.append((phase, now - self._last))
+        self._last = now
+
+    def __str__(self) -> str:
+        total = sum(seconds for _, seconds in self._phases)
+        return f"{total:.2f} s: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self._phases)

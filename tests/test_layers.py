@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.native": {"engine.text", "engine.base"},
     "engine.client": {"engine.loop", "engine.base"},
     "engine.worker": {"engine.client", "engine.loop", "engine.base"},
-    "engine.loop": {"engine.core", "engine.runtime", "engine.models", "engine.base"},
+    "engine.loop": {"engine.core", "engine.runtime", "engine.models", "engine.attn", "kernels", "engine.base"},
     "engine.core": {"engine.base"},
     "engine.runtime": {"engine.models", "engine.nn", "engine.attn", "kernels", "engine.base"},
     "engine.models": {"engine.nn", "kernels", "quant", "engine.base"},

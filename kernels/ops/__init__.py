@@ -1,1 +1,5 @@
-"""Op signatures; each body is the plain-torch reference."""
+"""The ops: a name, a signature and a plain torch reference each."""
+
+from sgl.kernels.ops import activation, embedding, kv, linear, norm, rope
+
+__all__ = ["activation", "embedding", "kv", "linear", "norm", "rope"]

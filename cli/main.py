@@ -1,0 +1,105 @@
+"""The ``sgl`` command: finds the subcommand, runs it, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import sgl
+from sgl.cli import console
+from sgl.cli.help import print_help
+from sgl.engine.base import env
+from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.base.options import closest
+
+
+class Subcommand(NamedTuple):
+    """A subcommand by the module that has it as ``command``, imported only when it is run."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Mapping[str, Subcommand] = {
+    "serve": Subcommand("sgl.cli.serve", "Serve a model over HTTP: the native and the OpenAI API."),
+    "chat": Subcommand("sgl.cli.chat", "Chat in the terminal, with a model here or behind any OpenAI-compatible URL."),
+    "kernels": Subcommand("sgl.cli.kernels", "Show which implementation of every kernel runs on this machine."),
+    "version": Subcommand("sgl.cli.version", "Show versions and the machine, for bug reports."),
+}
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Commands(TyperGroup):
+    """Lists the subcommands without importing them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = COMMANDS.get(cmd_name)
+        return TyperCommand(cmd_name, help=known.help) if known else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, *rest = args
+        if name not in COMMANDS:
+            if ctx.resilient_parsing:  # a shell asks what could follow
+                return None, None, []
+            raise ConfigError(f"There is no command '{name}'.{closest(name, COMMANDS)} `sgl --help` lists them.")
+        return name, load(name), rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_help(self, ctx, [(name, known.help) for name, known in COMMANDS.items()])
+
+
+def load(name: str) -> Any:
+    """Imports a subcommand."""
+    return importlib.import_module(COMMANDS[name].module).command
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, context_settings=CONTEXT, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sgl {sgl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve, benchmark, quantize, profile, evaluate and chat with large language models."""
+
+
+def main() -> None:
+    """Runs the command line; the process ends with 0, 2 for a mistake of the user's, 130 for Ctrl-C, 1 for ours."""
+    try:
+        app()
+    except SglError as error:
+        console.complain(error.message)
+        sys.exit(2)
+    except BrokenPipeError:
+        console.drop_stdout()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last place that can say it kindly
+        if env.flag("SGL_DEBUG"):
+            traceback.print_exc()
+        else:
+            what = "".join(traceback.format_exception_only(error)).strip()
+            console.complain(
+                f"this is a bug in sgl: {what}",
+                "Run it again with SGL_DEBUG=1 for the traceback, and please report it.",
+            )
+        sys.exit(1)

@@ -1,0 +1,107 @@
+"""One answer as it grows: from the engine's tokens to text, stop strings and logprobs; sends nothing itself."""
+
+from __future__ import annotations
+
+from sgl.engine.api.request import GenerateRequest, Generation, Transcript
+from sgl.engine.base.types import FinishReason, Output
+from sgl.engine.text.stop import StopChecker
+from sgl.engine.text.tokenizer import Tokenizer
+
+
+class Answer:
+    """Collects what the engine sends until somebody takes it; a slow reader gets fewer and larger items.
+
+    Args:
+        rid: of this answer.
+        interval: how many tokens a streamed item should have at least.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        rid: str,
+        index: int,
+        tokenizer: Tokenizer,
+        interval: int,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.rid = rid
+        self.index = index
+        self.finish: FinishReason | None = None
+        self._min_new_tokens = request.sampling.min_new_tokens
+        self._keep_stop = request.no_stop_trim
+        self._stream = request.stream
+        self._interval = interval
+        self._warnings = warnings
+        self._detokenizer = tokenizer.detokenizer(request.skip_special_tokens, request.spaces_between_special_tokens)
+        self._checker = StopChecker(request.stop, keep=request.no_stop_trim)
+        self._transcript = Transcript()
+        self._text = ""
+        self._delta: list[str] = []
+        self._num_taken = 0  # tokens that were part of an item
+        self._began = False
+        self._last = Output(rid=rid)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is an item to take."""
+        if self.finish is not None or not self._stream:
+            return self.finish is not None
+        num_new = len(self._transcript.token_ids) - self._num_taken
+        return num_new >= (self._interval if self._num_taken else 1)
+
+    def add(self, output: Output) -> None:
+        """Takes in what a step brought. A stop string ends the answer, whatever the engine thinks."""
+        if self.finish is not None:
+            return
+        if output.prompt_tokens:
+            self._last = output
+        self._transcript.prompt_logprobs += output.prompt_logprobs
+        finish = output.finish
+        silent = finish.matched if finish is not None and not self._keep_stop else None
+        for position, token_id in enumerate(output.token_ids):
+            self._transcript.token_ids.append(token_id)
+            self._transcript.logprobs += output.logprobs[position : position + 1]
+            is_stop = token_id == silent and position == len(output.token_ids) - 1
+            self._extend(self._detokenizer.push(() if is_stop else (token_id,)))
+            if self._checker.matched is not None:
+                break
+        if finish is not None:
+            self.end(finish)
+        elif self._checker.matched is not None:
+            self.finish = FinishReason(kind="stop", matched=self._checker.matched)
+
+    def end(self, finish: FinishReason) -> None:
+        """Ends the answer for a reason, unless its text has a better one."""
+        self._extend(self._detokenizer.finish())
+        self._delta.append(self._checker.finish())
+        matched = self._checker.matched
+        self.finish = finish if matched is None else FinishReason(kind="stop", matched=matched)
+
+    def take(self) -> Generation:
+        """Everything since the last call."""
+        delta, tokens = "".join(self._delta), self._transcript.token_ids[self._num_taken :]
+        item = Generation(
+            rid=self.rid,
+            index=self.index,
+            text=self._text + delta,
+            delta=delta,
+            token_ids=tokens,
+            finish_reason=self.finish,
+            prompt_tokens=self._last.prompt_tokens,
+            completion_tokens=self._num_taken + len(tokens),
+            cached_tokens=self._last.cached_tokens,
+            output_logprobs=self._transcript.logprobs[self._num_taken :],
+            input_logprobs=[] if self._began else list(self._transcript.prompt_logprobs),
+            queue_time_s=self._last.queue_time_s,
+            warnings=() if self._began else self._warnings,
+            transcript=self._transcript,
+        )
+        self._text, self._num_taken, self._began = item.text, item.completion_tokens, True
+        self._delta.clear()
+        return item
+
+    def _extend(self, text: str) -> None:
+        """Text of the first ``min_new_tokens`` tokens is not searched for stop strings."""
+        searched = len(self._transcript.token_ids) > self._min_new_tokens
+        self._delta.append(self._checker.push(text) if searched else text)

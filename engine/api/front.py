@@ -1,0 +1,347 @@
+"""The asynchronous engine: turns requests into engine messages and what comes back into generations.
+
+Knows text and processes; schedules nothing and computes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from sgl.engine.api.answer import Answer
+from sgl.engine.api.limits import Limits, Prompt, check_request, fit_prompt
+from sgl.engine.api.reader import Entry, Reader
+from sgl.engine.api.request import GenerateRequest, Generation
+from sgl.engine.base import hub
+from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.errors import EngineDiedError, OverloadedError, SglError
+from sgl.engine.base.types import (
+    Abort,
+    Add,
+    Call,
+    FinishReason,
+    Outbound,
+    Output,
+    Outputs,
+    Reply,
+    Request,
+    Stats,
+    Wants,
+)
+from sgl.engine.client import Client, InProcessClient, ProcessClient
+from sgl.engine.client.wire import LOOP
+from sgl.engine.text.settings import eos_ids
+from sgl.engine.text.template import ChatTemplate, load_template
+from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer, no_tokenizer
+
+logger = logging.getLogger(__name__)
+
+LONG_PROMPT = 4096
+"""Prompts of more characters (or ids) than that, together, are prepared beside the event loop."""
+
+_ABORTED = FinishReason(kind="abort", message="The request was aborted.", status=499, code="aborted")
+_BROKEN = FinishReason(
+    kind="abort", message="The answer cannot be processed; see the log.", status=500, code="internal_error"
+)
+
+
+class AsyncEngine:
+    """An engine that runs. Its coroutines belong to one event loop, the first that uses them.
+
+    Attributes:
+        tokenizer: refuses text with ``--skip-tokenizer-init``.
+        template: the chat template; false if the model has none.
+        info: what is known of the loaded model.
+        stats: the engine's latest snapshot.
+        last_heartbeat_s: when the engine was last heard of, on `time.monotonic`'s clock.
+    """
+
+    def __init__(self, config: EngineConfig, client: Client, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.stats = Stats()
+        self.last_heartbeat_s = time.monotonic()
+        self._client = client
+        self._error: EngineDiedError | None = None
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._active: dict[str, list[Entry]] = {}  # by rid
+        self._entries: dict[str, Entry] = {}  # those that the engine works on, by the name it knows
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._serial = itertools.count()
+        self._seeds = random.Random(config.model.random_seed)
+        self._pool = ThreadPoolExecutor(2, "sgl-tokenizer")
+        self.info = client.start(self._on_message, self._on_died)
+        own = (*tokenizer.eos_ids, *self.info.eos_ids)
+        self._eos_ids = tuple(token_id for token_id in dict.fromkeys(own) if 0 <= token_id < self.info.vocab_size)
+        self._limits = Limits(
+            context_len=self.info.context_len,
+            max_total_num_tokens=self.info.max_total_num_tokens,
+            max_req_input_len=self.info.max_req_input_len,
+            vocab_size=self.info.vocab_size,
+            auto_truncate=config.schedule.allow_auto_truncate,
+            has_text=not config.model.skip_tokenizer_init,
+        )
+
+    @classmethod
+    def start(cls, config: EngineConfig, *, in_process: bool, loop: str = LOOP) -> AsyncEngine:
+        """Loads tokenizer and model; returns when the engine can work.
+
+        Args:
+            in_process: whether the engine runs on a thread of this process or in one of its own.
+            loop: what builds the engine's loop, as ``module:function``.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded.
+            ConfigError: an option does not fit the model or the machine.
+        """
+        tokenizer = _load_tokenizer(config)
+        template = load_template(tokenizer, config.model.chat_template)
+        client = InProcessClient(config, loop) if in_process else ProcessClient(config, loop)
+        return cls(config, client, tokenizer, template)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still runs."""
+        return self._error is None
+
+    @property
+    def num_active(self) -> int:
+        """Requests that are not finished."""
+        return len(self._active)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Generation, None]:
+        """Answers a request: items of all its answers as they come, or one for each at its end.
+
+        Leaving the iteration early, or cancelling it, aborts what is left.
+
+        Raises:
+            SglError: the request is refused (before the first item), or the engine gave it up.
+        """
+        async with contextlib.aclosing(self.generate_batch([request])) as batch:
+            async for _, item in batch:
+                yield item
+
+    async def generate_batch(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[tuple[int, Generation], None]:
+        """As `generate`, for several requests at once: yields (which request, item). One that fails ends all."""
+        self._bind()
+        for request in requests:
+            check_request(request, self._limits)
+        prompts = await self._prompts(requests)
+        self._bind()  # again: the engine may have ended meanwhile
+        reader = Reader()
+        entries: list[Entry] = []
+        try:
+            for position, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+                entries += self._register(reader, position, request, prompt)
+            async for position, item in reader.items(len(entries)):
+                _refuse_failed(item.finish_reason)
+                yield position, item
+        finally:
+            self._release(entries)
+
+    async def abort(self, rid: str) -> None:
+        """Ends the request of that name and all called ``rid:...``; their readers get a last item."""
+        for name, entries in list(self._active.items()):
+            if name == rid or name.startswith(rid + ":"):
+                self._abort(entries)
+
+    async def call(self, name: str, **args: Any) -> dict[str, Any]:
+        """Asks the engine for a control operation, such as ``flush_cache``.
+
+        Raises:
+            SglError: the engine has no such operation or refuses it.
+        """
+        loop = self._bind()
+        call_id = next(self._serial)
+        self._calls[call_id] = loop.create_future()
+        try:
+            self._client.send(Call(call_id, name, args))
+            return await self._calls[call_id]
+        finally:
+            del self._calls[call_id]
+
+    async def drain(self, timeout_s: float = 0.0) -> None:
+        """Refuses new requests, lets running ones finish for a while, then aborts the others."""
+        self._stopping = True
+        deadline_s = time.monotonic() + timeout_s
+        while self._active and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+        for entries in list(self._active.values()):
+            self._abort(entries)
+
+    async def shutdown(self, drain_s: float = 0.0) -> None:
+        """Drains, then ends the engine."""
+        await self.drain(drain_s)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Ends the engine at once, without a word to those who wait. Idempotent; from any thread."""
+        self._stopping = True
+        self._client.close()
+        self._pool.shutdown(wait=False)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """The event loop, if the engine is there for it."""
+        if self._error is not None:
+            raise EngineDiedError(self._error.message)
+        if self._stopping:
+            raise OverloadedError("The engine is shutting down.")
+        loop = asyncio.get_running_loop()
+        if self._loop is None or self._loop.is_closed():
+            self._loop = loop
+        assert self._loop is loop, "an AsyncEngine belongs to one event loop"
+        return loop
+
+    async def _prompts(self, requests: Sequence[GenerateRequest]) -> list[Prompt]:
+        def prepare() -> list[Prompt]:
+            return [fit_prompt(self._token_ids(request), request, self._limits) for request in requests]
+
+        if sum(len(request.text or request.input_ids or ()) for request in requests) <= LONG_PROMPT:
+            return prepare()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, prepare)
+
+    def _token_ids(self, request: GenerateRequest) -> Sequence[int]:
+        if request.text is None:
+            return request.input_ids or ()
+        return self.tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
+
+    def _register(self, reader: Reader, position: int, request: GenerateRequest, prompt: Prompt) -> Iterator[Entry]:
+        """Hands a request to the engine, once for each answer."""
+        rid = request.rid or uuid.uuid4().hex
+        if rid in self._active:
+            raise SglError(f"rid {rid!r} is already running.", code="duplicate_rid", param="rid")
+        entries = self._active[rid] = []
+        seed = self._seeds.getrandbits(63) if request.seed is None else request.seed
+        for index in range(request.n):
+            name = rid if request.n == 1 else f"{rid}:{index}"
+            interval = self.config.schedule.stream_interval
+            answer = Answer(request, name, index, self.tokenizer, interval, prompt.warnings)
+            # A rid may return before the engine has forgotten the one before, so the engine knows it by another name.
+            entry = Entry(rid, f"{name}#{next(self._serial)}", position, answer, reader)
+            entries.append(entry)
+            self._entries[entry.wire_rid] = entry
+            self._client.send(Add(self._engine_request(entry.wire_rid, request, prompt, (seed + index) % 2**63)))
+            yield entry
+
+    def _engine_request(self, wire_rid: str, request: GenerateRequest, prompt: Prompt, seed: int) -> Request:
+        start = request.logprob_start_len if request.logprob_start_len >= 0 else None
+        logprobs = Wants(logprobs=True, logprob_start=start, top_logprobs=request.top_logprobs_num)
+        return Request(
+            rid=wire_rid,
+            token_ids=prompt.token_ids,
+            params=msgspec.structs.replace(request.sampling, max_new_tokens=prompt.max_new_tokens, seed=seed),
+            wants=logprobs if request.return_logprob else Wants(),
+            eos_ids=self._eos_ids,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            arrival_s=time.monotonic(),
+        )
+
+    def _abort(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.answer.finish is None:
+                self._drop(entry)
+                entry.answer.end(_ABORTED)
+                entry.reader.notify(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        """Tells the engine that an answer is not wanted any more."""
+        del self._entries[entry.wire_rid]
+        self._client.send(Abort(entry.wire_rid))
+
+    def _release(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._active.pop(entry.rid, None)
+            if entry.wire_rid in self._entries:
+                self._drop(entry)
+
+    # ---- messages of the engine --------------------------------------------------------------------------------------
+
+    def _on_message(self, message: Outbound) -> None:
+        """On the client's thread."""
+        self.last_heartbeat_s = time.monotonic()
+        if isinstance(message, Stats):
+            self.stats = message
+        else:
+            self._on_loop(lambda: self._deliver(message))
+
+    def _on_died(self, error: EngineDiedError) -> None:
+        """On the client's thread."""
+        self._error = error
+        self._on_loop(lambda: self._fail(error))
+
+    def _on_loop(self, callback: Callable[[], None]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+    def _deliver(self, message: Outputs | Reply) -> None:
+        match message:
+            case Outputs(items):
+                for output in items:
+                    if output.rid in self._entries:  # else it was dropped
+                        self._advance(self._entries[output.rid], output)
+            case Reply(call_id, value, error):
+                future = self._calls.get(call_id)
+                if future is None or future.done():
+                    return
+                if error is None:
+                    future.set_result(value or {})
+                else:
+                    future.set_exception(SglError(error, code="call_failed"))
+
+    def _advance(self, entry: Entry, output: Output) -> None:
+        """A mistake of ours in one answer must not touch the others."""
+        answer = entry.answer
+        try:
+            answer.add(output)
+        except Exception:
+            logger.exception("the output of request %s cannot be processed", entry.rid)
+            answer.finish = _BROKEN
+        if output.finish is not None:
+            del self._entries[entry.wire_rid]
+        elif answer.finish is not None:
+            self._drop(entry)
+        if answer.is_due:
+            entry.reader.notify(entry)
+
+    def _fail(self, error: EngineDiedError) -> None:
+        for entry in self._entries.values():
+            entry.reader.fail(EngineDiedError(error.message))
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineDiedError(error.message))
+
+
+def _refuse_failed(finish: FinishReason | None) -> None:
+    """An answer that the engine gave up is an error; one that was aborted on request is not."""
+    if finish is not None and finish.kind == "abort" and finish.status not in (200, _ABORTED.status):
+        code, retryable = finish.code or "internal_error", finish.status >= 500
+        raise SglError(finish.message, code=code, status=finish.status, retryable=retryable)
+
+
+def _load_tokenizer(config: EngineConfig) -> Tokenizer:
+    """The tokenizer, which also knows the ids that end an answer according to the model's own files."""
+    model = config.model
+    source = model.tokenizer_path or model.model_path
+    directory = hub.locate(source, hub.TOKENIZER_FILES, model.revision, model.download_dir)
+    if model.skip_tokenizer_init:
+        return no_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, model.tokenizer_mode, trust_remote_code=model.trust_remote_code)
+    if source != model.model_path:
+        own = hub.locate(model.model_path, ("*.json",), model.revision, model.download_dir)
+        tokenizer.eos_ids = tuple(dict.fromkeys((*eos_ids(own), *tokenizer.eos_ids)))
+    return tokenizer

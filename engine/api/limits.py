@@ -1,0 +1,226 @@
+"""Refuses requests that ask for too much or for nonsense: the only place that judges what clients send.
+
+The engine behind it asserts and does not check again. Every number has a hard cap.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from sgl.engine.api.request import GenerateRequest
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import SamplingParams
+from sgl.engine.text.tokenizer import check_text
+
+MAX_RID_CHARS = 256
+MAX_SALT_CHARS = 1024
+MAX_N = 128
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+MAX_STOP_IDS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 128
+MAX_INT = 2**31 - 1
+MAX_TEMPERATURE = 1000.0
+
+Check = tuple[str, Callable[[float], bool], str]
+
+_SAMPLING: tuple[Check, ...] = (
+    ("max_new_tokens", lambda v: 0 <= v <= MAX_INT, f"must be at least 0 and at most {MAX_INT}"),
+    ("temperature", lambda v: v >= 0, "must be non-negative"),
+    ("temperature", lambda v: v <= MAX_TEMPERATURE, f"must be at most {MAX_TEMPERATURE:g}"),
+    ("top_p", lambda v: 0 < v <= 1, "must be in (0, 1]"),
+    ("min_p", lambda v: 0 <= v <= 1, "must be in [0, 1]"),
+    ("top_k", lambda v: v == -1 or v >= 1, "must be -1 (disable), or at least 1"),
+    ("top_k", lambda v: v <= MAX_INT, f"must be at most {MAX_INT}"),
+    ("frequency_penalty", lambda v: -2 <= v <= 2, "must be in [-2, 2]"),
+    ("presence_penalty", lambda v: -2 <= v <= 2, "must be in [-2, 2]"),
+    ("repetition_penalty", lambda v: 0 < v <= 2, "must be in (0, 2]"),
+)
+"""Field, whether a value is fine (false for not-a-number), and what is said if not."""
+
+_REQUEST: tuple[Check, ...] = (
+    ("n", lambda v: 1 <= v <= MAX_N, f"must be between 1 and {MAX_N}"),
+    ("top_logprobs_num", lambda v: 0 <= v <= MAX_TOP_LOGPROBS, f"must be between 0 and {MAX_TOP_LOGPROBS}"),
+    ("logprob_start_len", lambda v: -1 <= v <= MAX_INT, "must be -1 (outputs only), or at least 0"),
+    ("priority", lambda v: -MAX_INT <= v <= MAX_INT, f"must be between -{MAX_INT} and {MAX_INT}"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can take; see `ModelInfo`. ``has_text`` is false without a tokenizer."""
+
+    context_len: int
+    max_total_num_tokens: int
+    max_req_input_len: int
+    vocab_size: int
+    auto_truncate: bool
+    has_text: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that fits, with as many new tokens as fit."""
+
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    warnings: tuple[str, ...] = ()
+
+
+def check_request(request: GenerateRequest, limits: Limits) -> None:
+    """Everything that can be said before the prompt is tokenized.
+
+    Raises:
+        SglError: 400, with the field and what it may be.
+    """
+    _check_types(request)
+    if (request.text is None) == (request.input_ids is None):
+        raise SglError("Either text, input_ids or input_embeds should be provided.", param="text")
+    _run(_REQUEST, request)
+    _run(_SAMPLING, request.sampling)
+    if request.seed is not None and not -(2**63) <= request.seed < 2**63:
+        raise SglError(f"seed must fit in 64 bits, got {request.seed}.", param="seed")
+    _check_names(request)
+    if request.stop and not limits.has_text:
+        raise SglError("stop needs a tokenizer, but --skip-tokenizer-init is set; use stop_token_ids.", param="stop")
+    _check_stops(request.stop)
+    _check_tokens(request.sampling, limits.vocab_size)
+
+
+def fit_prompt(token_ids: Sequence[int], request: GenerateRequest, limits: Limits) -> Prompt:
+    """The prompt as the engine takes it: within the vocabulary, the context and the KV cache.
+
+    Raises:
+        SglError: 400 if it is not, and may not be made to.
+    """
+    param = "text" if request.input_ids is None else "input_ids"
+    ids = _checked_ids(token_ids, param, limits.vocab_size)
+    wanted = request.sampling.max_new_tokens
+    warnings: list[str] = []
+    if limits.auto_truncate and len(ids) > limits.max_req_input_len:
+        warnings.append(f"The prompt was cut from {len(ids)} to {limits.max_req_input_len} tokens.")
+        ids = ids[: limits.max_req_input_len]
+    if len(ids) > limits.context_len:
+        message = (
+            f"The input ({len(ids)} tokens) is longer than the model's context length ({limits.context_len} tokens)."
+        )
+        raise _too_long(message, param)
+    room = min(limits.context_len, limits.max_total_num_tokens) - len(ids)
+    if wanted > room > 0 and (request.fit_max_new_tokens or limits.auto_truncate):
+        if not request.fit_max_new_tokens:
+            warnings.append(f"max_new_tokens was cut from {wanted} to {room}.")
+        wanted = room
+    if wanted > room:
+        _refuse_total(len(ids), wanted, limits)
+    if request.logprob_start_len > len(ids):
+        message = f"logprob_start_len must be at most the prompt's {len(ids)} tokens, got {request.logprob_start_len}."
+        raise SglError(message, param="logprob_start_len")
+    return Prompt(tuple(ids), wanted, tuple(warnings))
+
+
+def _check_types(request: GenerateRequest) -> None:
+    """Python does not; the ids of the prompt are checked where they are counted."""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__ if name != "input_ids"}
+    try:
+        msgspec.convert(msgspec.to_builtins(fields, builtin_types=(bytes,)), GenerateRequest)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise type_error(str(error)) from None
+
+
+def type_error(text: str, prefix: str = "") -> SglError:
+    """msgspec's sentence about a wrong type, with the field (and what holds it) in front."""
+    what, _, path = text.partition(" - at ")
+    unknown = re.search("unknown field `(.*)`", what)
+    name = (prefix + (f".{unknown[1]}" if unknown else path.rpartition("$")[2].rstrip("`"))).lstrip(".")
+    sentence = "is not a known field" if unknown else what[:1].lower() + what[1:]
+    return SglError(f"{name}: {sentence}.", code="invalid_type", param=name)
+
+
+def _run(checks: tuple[Check, ...], owner: GenerateRequest | SamplingParams) -> None:
+    for name, is_fine, sentence in checks:
+        value = getattr(owner, name)
+        if not is_fine(value):
+            raise SglError(f"{name} {sentence}, got {value}.", param=name)
+
+
+def _check_names(request: GenerateRequest) -> None:
+    for name, value, most in (("rid", request.rid, MAX_RID_CHARS), ("cache_salt", request.cache_salt, MAX_SALT_CHARS)):
+        if value is not None:
+            check_text(value, name)
+            if len(value) > most or (name == "rid" and not value):
+                raise SglError(f"{name} must have 1 to {most} characters, got {len(value)}.", param=name)
+    if request.sampling.grammar is not None:
+        check_text(request.sampling.grammar.source, request.sampling.grammar.kind)
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise SglError(f"stop must hold at most {MAX_STOPS} strings, got {len(stops)}.", param="stop")
+    for stop in stops:
+        check_text(stop, "stop")
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            message = f"Every stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(stop)}."
+            raise SglError(message, param="stop")
+
+
+def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    """The fields that depend on each other or on the vocabulary."""
+    if params.min_new_tokens and not 0 < params.min_new_tokens < params.max_new_tokens:
+        message = (
+            f"min_new_tokens must be in [0, max_new_tokens ({params.max_new_tokens})), got {params.min_new_tokens}."
+        )
+        raise SglError(message, param="min_new_tokens")
+    if len(params.stop_token_ids) > MAX_STOP_IDS:
+        message = f"stop_token_ids must hold at most {MAX_STOP_IDS} ids, got {len(params.stop_token_ids)}."
+        raise SglError(message, param="stop_token_ids")
+    if params.stop_token_ids:
+        _checked_ids(params.stop_token_ids, "stop_token_ids", vocab_size)
+    if len(params.logit_bias) > MAX_LOGIT_BIAS:
+        message = f"logit_bias must hold at most {MAX_LOGIT_BIAS} tokens, got {len(params.logit_bias)}."
+        raise SglError(message, param="logit_bias")
+    for token_id, bias in params.logit_bias:
+        _checked_ids((token_id,), "logit_bias", vocab_size)
+        if not -100 <= bias <= 100:
+            raise SglError(f"logit_bias must be in [-100, 100], got {bias} for token {token_id}.", param="logit_bias")
+
+
+def _checked_ids(token_ids: Sequence[int], param: str, vocab_size: int) -> Sequence[int]:
+    """The ids as plain integers of the vocabulary."""
+    try:
+        ids = array("q", token_ids)
+    except (TypeError, OverflowError):
+        raise SglError(f"{param} must hold integers within the vocabulary.", param=param) from None
+    if not ids:
+        raise SglError("The prompt is empty: it must have at least one token.", param=param)
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+        message = f"{param}: token id {wrong} is outside the vocabulary of {vocab_size} tokens (0 to {vocab_size - 1})."
+        raise SglError(message, param=param)
+    return ids
+
+
+def _refuse_total(num_prompt: int, num_new: int, limits: Limits) -> None:
+    total = num_prompt + num_new
+    if total > limits.context_len:
+        raise _too_long(
+            f"Requested token count exceeds the model's maximum context length of {limits.context_len} tokens. "
+            f"You requested a total of {total} tokens: {num_prompt} tokens from the input messages and "
+            f"{num_new} tokens for the completion. Please reduce the number of tokens in the input messages or the "
+            "completion to fit within the limit.",
+            "max_new_tokens",
+        )
+    raise _too_long(
+        f"The request needs {total} tokens of KV cache ({num_prompt} of the prompt, {num_new} new), but there are only "
+        f"{limits.max_total_num_tokens}; ask for less, or start the engine with a larger --max-total-tokens.",
+        "max_new_tokens",
+    )
+
+
+def _too_long(message: str, param: str) -> SglError:
+    return SglError(message, code="context_length_exceeded", param=param)

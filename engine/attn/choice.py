@@ -1,0 +1,37 @@
+"""Which attention backend computes a model's layers; computes nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sgl.engine.attn import cpu
+from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.batch import KVSpec
+from sgl.engine.attn.torch_native import TorchNativeBackend
+from sgl.engine.base.device import Device
+from sgl.engine.base.errors import ConfigError
+from sgl.kernels.registry import Kernels
+
+
+def choose_backend(
+    name: str, device: Device, specs: Sequence[KVSpec], page_size: int, kernels: Kernels
+) -> AttentionBackend[Any]:
+    """The backend called ``name``, or for ``auto`` the first that can.
+
+    Raises:
+        ConfigError: the backend asked for cannot compute these layers here.
+    """
+    reasons = {
+        "cpu": cpu.why_not(specs, page_size) if device.kind == "cpu" else f"the model runs on {device.kind}",
+        "torch_native": "",
+    }
+    if name == "auto":
+        name = next(backend for backend, reason in reasons.items() if not reason)
+    if reasons.get(name, "it is unknown"):
+        raise ConfigError(
+            f"--attention-backend {name} cannot be used: {reasons.get(name, 'it is unknown')}; use auto, "
+            f"{', '.join(reasons)}.",
+            param="attention_backend",
+        )
+    return cpu.CpuBackend() if name == "cpu" else TorchNativeBackend(kernels)

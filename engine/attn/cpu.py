@@ -1,0 +1,80 @@
+"""Attention on the CPU through the C++ kernels: the paged cache is read in place, in a layout of its own.
+
+A page of a head holds the same numbers as ``[page_size, D]``, arranged as attention.cpp describes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.kernels.cpu import native
+
+SUB_PAGE = 16  # tokens: the width of the kernels' registers
+MAX_HEAD_DIM = 256
+
+
+def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
+    """Why these layers cannot be computed by this backend; empty if they can."""
+    if page_size % SUB_PAGE:
+        return f"it needs a --page-size that is a multiple of {SUB_PAGE}"
+    for spec in specs:
+        if spec.dtype != torch.bfloat16:
+            return "it computes bfloat16"
+        if spec.head_dim % SUB_PAGE or spec.head_dim > MAX_HEAD_DIM:
+            return f"it needs heads of a multiple of {SUB_PAGE} and at most {MAX_HEAD_DIM} dimensions"
+    return native.missing()
+
+
+class CpuBackend:
+    """See `AttentionBackend`. A query's result depends neither on its batch nor on how its prompt was chunked."""
+
+    def __init__(self) -> None:
+        self.library: ctypes.CDLL = native.library()
+
+    def plan(self, batch: ForwardBatch) -> ForwardBatch:
+        return batch
+
+    def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: ForwardBatch) -> None:
+        self.library.sgl_kv_store(
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            meta.out_loc[kv.group].data_ptr(),
+            k.shape[0],
+            k.shape[1],
+            k.shape[2],
+            kv.page_size,
+            kv.k.data_ptr(),
+            kv.v.data_ptr(),
+        )
+
+    def run(self, q: Tensor, kv: KVLayer, meta: ForwardBatch, scale: float, window: int | None) -> Tensor:
+        num_tokens, num_heads, head_dim = q.shape
+        table = meta.page_table[kv.group]
+        out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype)
+        self.library.sgl_attention(
+            q.data_ptr(),
+            q.stride(0),
+            kv.k.data_ptr(),
+            kv.v.data_ptr(),
+            meta.cu_q.data_ptr(),
+            meta.seq_lens.data_ptr(),
+            table.data_ptr(),
+            table.shape[1],
+            len(meta.q_lens),
+            num_heads,
+            kv.k.shape[1],
+            head_dim,
+            kv.page_size,
+            scale,
+            0.0,
+            window or 0,
+            out.data_ptr(),
+        )
+        return out

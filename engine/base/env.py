@@ -1,0 +1,54 @@
+"""The one file that reads environment variables (huggingface_hub, torch and rich read their own)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+VARIABLES: Mapping[str, str] = {
+    "SGL_DEBUG": "1 shows the traceback of an unexpected error.",
+    "SGL_ENV_COMPAT": "1 also reads the bare names of other toolkits' images: MODEL_PATH, TENSOR_PARALLEL_SIZE, ...",
+    "HF_TOKEN": "Token for gated models on the Hugging Face Hub.",
+    "HF_HOME": "Where Hub downloads are cached.",
+    "HF_HUB_OFFLINE": "1 never asks the Hub: only what is cached.",
+    "CUDA_VISIBLE_DEVICES": "Which GPUs may be used.",
+    "OPENAI_API_KEY": "Key that `sgl chat --url` sends if --api-key is not given.",
+    "XDG_STATE_HOME": "Where `sgl chat` keeps its history, in sgl/.",
+    "XDG_CACHE_HOME": "Where compiled kernels are kept, in sgl/.",
+    "CXX": "C++ compiler for the CPU kernels; c++, g++ or clang++ if not given.",
+    "NO_COLOR": "Set to anything: no colours.",
+}
+"""What is read beside the options' own variables, for the documentation."""
+
+
+def all_variables() -> Mapping[str, str]:
+    """The environment as it is, for sources.py."""
+    return os.environ
+
+
+def text(name: str, default: str = "") -> str:
+    """The value of a declared variable."""
+    assert name in VARIABLES, name
+    return os.environ.get(name, default)
+
+
+def flag(name: str) -> bool:
+    """Whether a declared variable says yes."""
+    return text(name).strip().lower() in ("1", "true", "yes", "on")
+
+
+def visible_gpus() -> list[str] | None:
+    """Indices or uuids in CUDA_VISIBLE_DEVICES; None if all are visible."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def state_dir() -> Path:
+    """Where history files belong (XDG)."""
+    return Path(text("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sgl"
+
+
+def cache_dir() -> Path:
+    """Where things belong that can be made again (XDG)."""
+    return Path(text("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgl"

@@ -1,0 +1,248 @@
+"""Declares every option of the engine and the server, once: type, default, names, bounds and help.
+
+The command line, files, environment variables, documentation and `/get_server_info` are generated from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sgl.engine.base.options import option
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, in which precision, on which device."""
+
+    model_path: str = option(
+        "",
+        "Directory with config.json and safetensors, or a Hugging Face Hub id.",
+        flags=("--model-path", "--model"),
+        env="MODEL_PATH",
+    )
+    tokenizer_path: str = option("", "Directory or Hub id of the tokenizer, if not the model's.", env="TOKENIZER_PATH")
+    tokenizer_mode: Literal["auto", "slow"] = option(
+        "auto", "auto reads tokenizer.json; slow uses transformers' Python tokenizer.", env="TOKENIZER_MODE"
+    )
+    load_format: Literal["auto", "safetensors", "dummy"] = option(
+        "auto",
+        "dummy makes random weights from config.json alone.",
+        env="LOAD_FORMAT",
+        later=("pt", "npcache", "gguf", "bitsandbytes", "layered"),
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32", "half", "float"] = option(
+        "auto",
+        "Precision of weights and activations; auto is the checkpoint's, bfloat16 where it names none.",
+        env="DTYPE",
+    )
+    context_length: int | None = option(
+        None,
+        "Longest sequence, prompt and answer together; the model's own if not given.",
+        env="CONTEXT_LENGTH",
+        flags=("--context-length", "--max-model-len"),
+        min=1,
+        metavar="TOKENS",
+    )
+    allow_longer_context: bool = option(
+        False,
+        "Accept a --context-length beyond what the model was trained for.",
+        env="SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN",
+    )
+    served_model_name: str = option("", "Name in /v1/models; the model path if not given.", env="SERVED_MODEL_NAME")
+    chat_template: str = option(
+        "",
+        "Name of a built-in chat template or a .jinja or .json file; the tokenizer's own if not given.",
+        env="CHAT_TEMPLATE",
+    )
+    revision: str = option("", "Branch, tag or commit on the Hub.")
+    download_dir: str = option("", "Where Hub downloads are kept; the Hugging Face cache if not given.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.", env="TRUST_REMOTE_CODE")
+    skip_tokenizer_init: bool = option(False, "Take and return token ids only.", env="SKIP_TOKENIZER_INIT")
+    json_model_override_args: str = option("{}", "JSON object merged into the model's config.json.", metavar="JSON")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Where the model runs; auto takes the GPU if there is one.", later=("xpu", "hpu", "rocm", "mps")
+    )
+    random_seed: int | None = option(
+        None, "Seed of everything random; drawn at start if not given.", env="RANDOM_SEED", min=0, max=2**31 - 1
+    )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Memory for keys and values."""
+
+    page_size: int = option(16, "Tokens per page of the KV cache.", min=1, max=1024, metavar="TOKENS")
+    mem_fraction_static: float | None = option(
+        None,
+        "Share of the memory for weights and KV cache: of all memory on a GPU, of the free memory on a CPU.",
+        env="MEM_FRACTION_STATIC",
+        min=0.01,
+        max=0.99,
+        metavar="FRACTION",
+    )
+    max_total_tokens: int | None = option(
+        None,
+        "Tokens that the KV cache holds; as many as the memory allows if not given.",
+        env="MAX_TOTAL_TOKENS",
+        min=1,
+        metavar="TOKENS",
+    )
+    kv_cache_dtype: Literal["auto"] = option(
+        "auto", "Precision of keys and values; auto is the model's.", later=("fp8_e5m2", "fp8_e4m3")
+    )
+    disable_radix_cache: bool = option(
+        False, "Do not reuse the keys and values of common prefixes.", env="DISABLE_RADIX_CACHE"
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Which requests run in a step."""
+
+    policy: Literal["lpm", "fcfs", "dfs-weight", "random"] = option(
+        "lpm",
+        "Order of admission: longest prefix match, first come, weighted depth first, random.",
+        flags=("--schedule-policy",),
+        env="SCHEDULE_POLICY",
+    )
+    conservativeness: float = option(
+        1.0,
+        "How much of its token limit a request is expected to use; lower admits more and preempts more often.",
+        flags=("--schedule-conservativeness",),
+        env="SCHEDULE_CONSERVATIVENESS",
+        min=0,
+        max=100,
+    )
+    chunked_prefill_size: int | None = option(
+        None,
+        "Most prompt tokens in one step; -1 never splits a prompt.",
+        env="CHUNKED_PREFILL_SIZE",
+        min=-1,
+        metavar="TOKENS",
+    )
+    max_prefill_tokens: int = option(
+        16384,
+        "Most tokens that one step may prefill if prompts are not split.",
+        env="MAX_PREFILL_TOKENS",
+        min=1,
+        metavar="TOKENS",
+    )
+    max_running_requests: int | None = option(
+        None, "Most requests that run at the same time.", env="MAX_RUNNING_REQUESTS", min=1, metavar="N"
+    )
+    max_queued_requests: int = option(
+        4096, "Most requests that wait; further ones are answered with 503.", min=0, metavar="N"
+    )
+    stream_interval: int = option(
+        1,
+        "Tokens between two streamed pieces; larger is cheaper and less smooth.",
+        env="STREAM_INTERVAL",
+        min=1,
+        metavar="TOKENS",
+    )
+    allow_auto_truncate: bool = option(False, "Cut prompts that are too long instead of refusing them.")
+    disable_overlap_schedule: bool = option(False, "Do not schedule the next step while the device computes.")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Over how many devices the model is spread."""
+
+    tp_size: int = option(
+        1,
+        "Tensor parallel size; 1 in this version.",
+        flags=("--tp-size", "--tp", "--tensor-parallel-size"),
+        env="TENSOR_PARALLEL_SIZE",
+        min=1,
+    )
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Which implementation computes what."""
+
+    overrides: tuple[str, ...] = option(
+        (),
+        "Force an implementation, for example norm.rms=reference, or reference for all; repeatable.",
+        flags=("--kernels", "--kernel"),
+        metavar="OP=IMPL",
+    )
+    attention_backend: Literal["auto", "cpu", "torch_native"] = option(
+        "auto", "Implementation of attention.", later=("flashinfer", "triton", "fa3")
+    )
+    cpu_threads: int | None = option(
+        None, "Threads of the CPU kernels; the cores of this process or container if not given.", min=1, max=4096
+    )
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The HTTP server."""
+
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+    port: int = option(30000, "Port to listen on; 0 takes a free one.", min=0, max=65535)
+    api_key: str = option("", "Key that clients must send as a bearer token.", env="API_KEY", secret=True)
+    admin_api_key: str = option("", "Key for the administrative routes; --api-key if not given.", secret=True)
+    enable_cache_report: bool = option(False, "Report cached prompt tokens in the usage of OpenAI responses.")
+    strict_model_name: bool = option(False, "Refuse requests that name another model than the served one.")
+    max_body_bytes: int = option(32 * 2**20, "Largest request body.", min=1024, metavar="BYTES")
+    drain_timeout_s: float = option(
+        30.0, "How long running requests may finish after SIGTERM.", min=0, metavar="SECONDS"
+    )
+    watchdog_timeout: float = option(
+        300.0, "The engine counts as dead if a step takes longer.", min=1, metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True)
+class ObserveConfig:
+    """Logs, metrics and records."""
+
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = option(
+        "info", "How much is logged.", env="LOG_LEVEL"
+    )
+    log_level_http: Literal["debug", "info", "warning", "error", "critical"] | None = option(
+        None, "How much the HTTP server logs; --log-level if not given.", env="LOG_LEVEL_HTTP"
+    )
+    log_requests: bool = option(False, "Log the parameters and results of every request.", env="LOG_REQUESTS")
+    enable_metrics: bool = option(False, "Serve Prometheus metrics at /metrics.")
+    decode_log_interval: int = option(40, "Decode steps between two log lines.", min=1, metavar="STEPS")
+    record_plans: str = option("", "File that receives every step plan, for replay.", metavar="FILE")
+
+
+LATER = frozenset(
+    """
+    model_impl grammar_backend show_time_cost file_storage_path file_storage_pth quantization
+    quantization_param_path is_embedding delete_ckpt_after_loading dp_size dp data_parallel_size
+    load_balance_method ep_size ep cpu_offload_gb prefill_only_one_req base_gpu_id stream_output return_hidden_states
+    dist_init_addr nccl_init_addr nnodes node_rank lora_paths max_loras_per_batch lora_backend enable_lora
+    sampling_backend enable_flashinfer_mla constrained_json_whitespace_pattern speculative_algorithm speculative_algo
+    speculative_draft_model_path speculative_draft speculative_num_steps speculative_num_draft_tokens
+    speculative_eagle_topk speculative_token_map enable_double_sparsity ds_channel_config_path ds_heavy_channel_num
+    ds_heavy_token_num ds_heavy_channel_type ds_sparse_decode_threshold disable_jump_forward disable_cuda_graph
+    disable_cuda_graph_padding disable_outlines_disk_cache disable_custom_all_reduce disable_mla enable_nan_detection
+    enable_p2p_check triton_attention_reduce_in_fp32 enable_mixed_chunk enable_dp_attention enable_ep_moe
+    enable_torch_compile torch_compile_max_bs cuda_graph_max_bs cuda_graph_bs torchao_config
+    triton_attention_num_kv_splits num_continuous_decode_steps enable_memory_saver enable_nccl_nvls
+    enable_hierarchical_cache enable_custom_logit_processor tool_call_parser reasoning_parser pp_size
+    """.split()  # noqa: SIM905 - as a literal it would be 70 lines
+)
+"""Options of SGLang that this version answers with a sentence instead of taking them for a mistake."""
+
+HARMLESS = {
+    "base_gpu_id": "0",
+    "cpu_offload_gb": "0",
+    "data_parallel_size": "1",
+    "dp": "1",
+    "dp_size": "1",
+    "ep_size": "1",
+    "file_storage_path": "sglang_storage",
+    "file_storage_pth": "sglang_storage",
+    "load_balance_method": "round_robin",
+    "model_impl": "auto",
+    "nnodes": "1",
+    "node_rank": "0",
+    "pp_size": "1",
+}
+"""Values of `LATER` options that ask for nothing, so that launchers may spell them out; of the others it is false."""

@@ -1,0 +1,77 @@
+"""The encoding of what the front and the engine process say to each other, and their handshake; opens no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from sgl.engine.base.errors import ConfigError, EngineDiedError, ModelError, OverloadedError, SglError
+from sgl.engine.base.types import Abort, Add, Call, Outputs, Reply, Shutdown, Stats
+
+LOOP = "sgl.engine.loop:build_loop"
+"""What makes the loop of an engine: ``module:function``, called with (config, inbox, outbox)."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the front must know about the engine, settled once the model is loaded.
+
+    ``context_len`` counts prompt and answer; ``max_req_input_len`` is where ``--allow-auto-truncate`` cuts.
+    """
+
+    model_path: str = ""
+    tokenizer_path: str = ""
+    is_generation: bool = True
+    context_len: int
+    vocab_size: int
+    max_total_num_tokens: int
+    max_req_input_len: int
+    eos_ids: tuple[int, ...] = ()
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process reads from its standard input. ``config`` is `EngineConfig.to_json`."""
+
+    config: msgspec.Raw
+    inbound: str
+    outbound: str
+    parent_pid: int
+    loop: str = LOOP
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """First message of an engine process that can work."""
+
+    info: ModelInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Only message of an engine process that cannot work. ``kind`` is the class of the error."""
+
+    kind: str
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def from_error(cls, error: SglError) -> Failed:
+        return cls(type(error).__name__, error.message, error.param)
+
+    def to_error(self) -> SglError:
+        """The error as the engine process raised it."""
+        error = _ERRORS.get(self.kind, EngineDiedError)(self.message)
+        error.param = self.param
+        return error
+
+
+_ERRORS: Mapping[str, type[SglError]] = {
+    cls.__name__: cls for cls in (SglError, ConfigError, ModelError, OverloadedError, EngineDiedError)
+}
+
+encode = msgspec.msgpack.Encoder().encode
+decode_inbound = msgspec.msgpack.Decoder(Add | Abort | Call | Shutdown).decode
+decode_outbound = msgspec.msgpack.Decoder(Outputs | Reply | Stats | Ready | Failed).decode
+
+
+def to_info(found: Mapping[str, object]) -> ModelInfo:
+    """The loop's ``info`` as a checked struct; further keys are ignored."""
+    return msgspec.convert(found, ModelInfo)

@@ -1,0 +1,221 @@
+"""From a directory with config.json and safetensors to a model that is ready to run; downloads nothing.
+
+Tensors are read through memory maps, one after the other, straight into the layer that waits for them; a layer packs
+its weights as soon as it has them all. So the peak is the packed model plus one layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sgl.engine.base import hub
+from sgl.engine.base.device import Device
+from sgl.engine.base.errors import ModelError
+from sgl.engine.models.family import HfConfig
+from sgl.engine.models.registry import family_of
+from sgl.engine.nn.decoder import Model
+from sgl.engine.nn.spec import WeightNames
+from sgl.engine.nn.weights import Build, Leaf, WeightSlot
+from sgl.kernels.registry import Kernels
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_NUM_LISTED = 10
+_NOISE_SIZE = 1_048_573  # a prime, so that rows of dummy weights differ
+
+
+def read_config(model_dir: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a local directory with some of its fields replaced; raises `ModelError`."""
+    return {**hub.read_config(str(model_dir)), **overrides}
+
+
+def load_model(
+    model_dir: Path,
+    hf_config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    device: Device,
+    kernels: Kernels,
+    load_format: str = "auto",
+    seed: int = 0,
+) -> Model:
+    """Builds the model that ``hf_config`` describes and fills it from the directory's safetensors.
+
+    Args:
+        dtype: what weights are converted to and computed in.
+        load_format: ``dummy`` fills the weights with noise drawn from ``seed`` and reads no file; ``auto`` and
+            ``safetensors`` read.
+
+    Raises:
+        ModelError: the architecture is not supported, or files or tensors are missing, corrupt or of another shape.
+    """
+    family = family_of(hf_config)
+    quantization = hf_config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ModelError(f"quantization_config {method!r} is not supported; supported are unquantized checkpoints.")
+    build = Build(kernels, dtype, device.torch_device, family.names)
+    with torch.inference_mode():
+        model = Model(family.spec(HfConfig(hf_config)), build)
+        intake = Intake(model.leaves)
+        if load_format == "dummy":
+            _fill(intake, seed)
+        else:
+            _read(model_dir, intake, family.names, tied=model.spec.tied_head)
+    device.trim()
+    return model
+
+
+class Intake:
+    """Hands tensors to the slots that want them and finalises every leaf when it has all of its own."""
+
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self._missing = Counter({id(leaf): len(leaf.slots) for leaf in leaves})
+        self._wanted: dict[str, list[tuple[WeightSlot, Leaf]]] = defaultdict(list)
+        for leaf in leaves:
+            for slot in leaf.slots:
+                self._wanted[slot.name].append((slot, leaf))
+        self._last = [leaf for leaf in leaves if not leaf.slots]
+
+    @property
+    def slots(self) -> dict[str, WeightSlot]:
+        """The tensors wanted, each with one of the slots that want it."""
+        return {name: entries[0][0] for name, entries in self._wanted.items()}
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        for slot, leaf in self._wanted[name]:
+            slot.write(tensor)
+            self._missing[id(leaf)] -= 1
+            if not self._missing[id(leaf)]:
+                leaf.finalize()
+
+    def close(self) -> None:
+        """Finalises the leaves that live off others' weights."""
+        for leaf in self._last:
+            leaf.finalize()
+
+
+def _fill(intake: Intake, seed: int) -> None:
+    """Noise that keeps activations near one: matrices of variance 1 / inputs, vectors near zero or one."""
+    noise = torch.randn(_NOISE_SIZE, generator=torch.Generator().manual_seed(seed))
+    for name, slot in intake.slots.items():
+        if len(slot.shape) == 1:
+            scale, mean = 0.02, 0.0 if name.endswith("bias") else 1.0
+        else:
+            scale, mean = slot.shape[0 if slot.transposed else -1] ** -0.5, 0.0
+        period = (noise * scale + mean).to(slot.destination.dtype).roll(zlib.crc32(name.encode()) % _NOISE_SIZE)
+        count = math.prod(slot.shape)
+        intake.put(name, period.repeat(-(-count // _NOISE_SIZE))[:count].view(slot.shape))
+    intake.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file, by its header."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _read(model_dir: Path, intake: Intake, names: WeightNames, tied: bool) -> None:
+    stored = _stored(model_dir, names)
+    ignored = re.compile(names.ignored)
+    unneeded = {name for name in stored if ignored.fullmatch(name)}
+    if tied:
+        unneeded.add(f"{names.head}.weight")
+    wanted = {name: slot.shape for name, slot in intake.slots.items()}
+    _check(model_dir, wanted, {name: entry for name, entry in stored.items() if name not in unneeded})
+    by_file: dict[Path, list[str]] = defaultdict(list)
+    for name in wanted:
+        by_file[stored[name].file].append(name)
+    for file, file_names in by_file.items():
+        with _reading(file), safe_open(file, framework="pt") as tensors:
+            for name in file_names:
+                intake.put(name, tensors.get_tensor(stored[name].key))
+    intake.close()
+
+
+def _stored(model_dir: Path, names: WeightNames) -> dict[str, Stored]:
+    """All tensors of the checkpoint by the name that the model gives them."""
+    stored = {}
+    for file in _files(model_dir):
+        with _reading(file), safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                part = tensors.get_slice(key)
+                stored[_renamed(key, names)] = Stored(file, key, tuple(part.get_shape()), part.get_dtype())
+    return stored
+
+
+def _files(model_dir: Path) -> list[Path]:
+    """The files of the checkpoint: those that the index lists, or the single one."""
+    index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        others = sorted(
+            file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model_dir.glob(pattern)
+        )
+        hint = f"; {others[0]} is of a format that is not supported" if others else ""
+        raise ModelError(f"{model_dir} holds neither model.safetensors nor model.safetensors.index.json{hint}.")
+    try:
+        file_names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be read: {type(error).__name__}: {error}.") from None
+    files = [model_dir / name for name in file_names if Path(name).name == name]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent or len(files) < len(file_names):
+        raise ModelError(f"{index} names files that are not in the directory: {_listed(absent or file_names)}.")
+    return files
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is truncated or corrupt ({error}); fetch it again.") from None
+
+
+def _renamed(key: str, names: WeightNames) -> str:
+    for pattern, replacement in names.renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _check(model_dir: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
+    """Raises one `ModelError` that lists what does not fit."""
+    both = [name for name in wanted if name in stored]
+    problems = {
+        "missing": [name for name in wanted if name not in stored],
+        "not part of the model": [name for name in stored if name not in wanted],
+        "of another shape than config.json asks for": [
+            f"{name} ({list(stored[name].shape)} instead of {list(wanted[name])})"
+            for name in both
+            if stored[name].shape != wanted[name]
+        ],
+        "of a dtype that is not supported": [
+            f"{name} ({stored[name].dtype})" for name in both if stored[name].dtype not in _FLOATS
+        ],
+    }
+    found = [f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ModelError(f"the tensors in {model_dir} do not fit the model. " + ". ".join(found) + ".")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NUM_LISTED
+    return ", ".join(sorted(names)[:_NUM_LISTED]) + (f" and {more} more" if more > 0 else "")

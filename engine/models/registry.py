@@ -1,0 +1,30 @@
+"""Which family describes a checkpoint; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sgl.engine.base.errors import ModelError
+from sgl.engine.models import gpt2, llama, mistral, qwen2, qwen3
+from sgl.engine.models.family import Family
+
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gpt2.FAMILY)
+
+_BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family of the first known name in ``architectures``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    names = hf_config.get("architectures") or []
+    for name in names:
+        if name in _BY_ARCHITECTURE:
+            return _BY_ARCHITECTURE[name]
+    known = ", ".join(_BY_ARCHITECTURE)
+    if not names:
+        raise ModelError(f"config.json names no architectures; supported are {known}.")
+    raise ModelError(f"architecture {names[0]} is not supported; supported are {known}.")

@@ -1,0 +1,47 @@
+"""Grouped-query attention of a layer, around whatever backend owns the paged cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.batch import KVLayer, KVSpec
+from sgl.engine.nn.linear import Linear
+from sgl.engine.nn.norm import NoQKNorm, QKNorm, RmsQKNorm
+from sgl.engine.nn.rope import Rotation, Tables
+from sgl.engine.nn.spec import AttentionSpec
+from sgl.engine.nn.weights import Build
+
+
+class Attention:
+    """``out(attend(rotate(norm(q, k)), v))`` with q, k and v from one product."""
+
+    def __init__(self, build: Build, layer: int, spec: AttentionSpec, hidden_size: int, rotation: Rotation) -> None:
+        names = build.names
+        q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        qkv_names = tuple(name.format(layer) for name in names.qkv)
+        self.spec = spec
+        self._num_qk = spec.num_heads + spec.num_kv_heads
+        self._rotation = rotation
+        self.qkv = Linear(build, qkv_names, hidden_size, (q_size, kv_size, kv_size), spec.qkv_bias, names.transposed)
+        self.qk_norm: QKNorm = NoQKNorm()
+        if spec.qk_norm_eps is not None:
+            qk_names = (names.q_norm.format(layer), names.k_norm.format(layer))
+            self.qk_norm = RmsQKNorm(build, qk_names, spec, spec.qk_norm_eps)
+        self.out = Linear(
+            build, (names.attention_out.format(layer),), q_size, (hidden_size,), spec.out_bias, names.transposed
+        )
+        self.kv_spec = KVSpec(
+            "window" if spec.window else "full", spec.num_kv_heads, spec.head_dim, build.dtype, spec.window
+        )
+
+    def __call__(self, x: Tensor, tables: Tables, kv: KVLayer, backend: AttentionBackend[Any], meta: Any) -> Tensor:
+        """``[T, H] -> [T, H]``, a new tensor; stores this step's keys and values."""
+        spec = self.spec
+        qkv = self.qkv(x).view(len(x), -1, spec.head_dim)  # [T, H + 2 Hkv, D]
+        qk = self._rotation.apply(self.qk_norm(qkv[:, : self._num_qk]), tables)
+        backend.store(qk[:, spec.num_heads :], qkv[:, self._num_qk :], kv, meta)
+        out = backend.run(qk[:, : spec.num_heads], kv, meta, spec.scale, spec.window)
+        return self.out(out.view(len(x), -1))

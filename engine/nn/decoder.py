@@ -1,0 +1,131 @@
+"""The one skeleton that runs every `ModelSpec`; knows no family, no checkpoint and no cache policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.engine.attn.cpu import CpuBackend
+from sgl.engine.nn.attention import Attention
+from sgl.engine.nn.embedding import Embedding, LearnedPositions, NoPositions, Positions, TiedHead
+from sgl.engine.nn.fusion import fuse
+from sgl.engine.nn.linear import Linear
+from sgl.engine.nn.mlp import Mlp
+from sgl.engine.nn.norm import Norm
+from sgl.engine.nn.rope import NoRope, Rope, Rotation
+from sgl.engine.nn.spec import LayerSpec, ModelSpec, RopeSpec
+from sgl.engine.nn.weights import Build
+from sgl.kernels.cpu.decoder import FusedDecoder
+
+
+class Layer:
+    """The two sublayers of a decoder layer and the norms before them."""
+
+    def __init__(self, build: Build, index: int, spec: LayerSpec, model: ModelSpec, rotation: Rotation) -> None:
+        names = build.names
+        self.attention_norm = Norm(build, names.attention_norm.format(index), model.norm, model.hidden_size)
+        self.attention = Attention(build, index, spec.attention, model.hidden_size, rotation)
+        self.mlp_norm = Norm(build, names.mlp_norm.format(index), model.norm, model.hidden_size)
+        self.mlp = Mlp(build, index, spec.mlp, model.hidden_size)
+
+
+class Model:
+    """A decoder whose weights are loaded. Results are inference tensors: change them under `torch.inference_mode`.
+
+    Attributes:
+        spec: the architecture.
+        kv_specs: what each layer keeps per token.
+    """
+
+    def __init__(self, spec: ModelSpec, build: Build) -> None:
+        names = build.names
+        self.spec = spec
+        self.leaves = build.leaves
+        self._dtype = build.dtype
+        self._embedding = Embedding(build, names.embedding, spec.vocab_size, spec.hidden_size)
+        self._positions: Positions = NoPositions()
+        if spec.learned_positions:
+            self._positions = LearnedPositions(build, names.positions, spec.max_positions, spec.hidden_size)
+        ropes: list[RopeSpec | None] = []
+        for layer in spec.layers:
+            if layer.attention.rope not in ropes:
+                ropes.append(layer.attention.rope)
+        self._rotations = [_rotation(build, rope) for rope in ropes]
+        self._rotation_of = [ropes.index(layer.attention.rope) for layer in spec.layers]
+        self._layers = [
+            Layer(build, i, layer, spec, self._rotations[self._rotation_of[i]]) for i, layer in enumerate(spec.layers)
+        ]
+        self._norm = Norm(build, names.norm, spec.norm, spec.hidden_size)
+        self._head = (
+            TiedHead(build, self._embedding)
+            if spec.tied_head
+            else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False)
+        )
+        self.kv_specs = tuple(layer.attention.kv_spec for layer in self._layers)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights as they are computed with, packed copies included."""
+        return sum(leaf.nbytes for leaf in self.leaves)
+
+    @torch.inference_mode()
+    def __call__(self, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]) -> Tensor:
+        """Computes a step and stores its keys and values; returns the normed hidden states ``[T, H]``."""
+        hidden = self._positions.add(self._embedding(batch.input_ids), batch.positions)
+        if self._fused is not None and isinstance(backend, CpuBackend):
+            return self._norm(self._run_fused(self._fused, hidden, batch, kv_layers))
+        return self._run_layers(hidden, batch, kv_layers, backend)
+
+    @cached_property
+    def _fused(self) -> FusedDecoder | None:
+        """The layers in one call, once they are loaded, where that is possible."""
+        return fuse(self.spec, self._layers, self._rotations)
+
+    def _run_fused(
+        self, fused: FusedDecoder, hidden: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer]
+    ) -> Tensor:
+        group = kv_layers[0].group
+        caches = [(kv.k, kv.v) for kv in kv_layers]
+        out_loc, page_table = batch.out_loc[group], batch.page_table[group]
+        return fused.run(hidden, batch.positions, batch.cu_q, batch.seq_lens, out_loc, page_table, caches)
+
+    def _run_layers(
+        self, residual: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]
+    ) -> Tensor:
+        """The layers one by one, then the last norm."""
+        meta = backend.plan(batch)
+        tables = [rotation.tables(batch.positions) for rotation in self._rotations]
+        x = self._layers[0].attention_norm(residual)
+        following = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
+        for layer, next_norm, rotation, kv in zip(self._layers, following, self._rotation_of, kv_layers, strict=True):
+            x = layer.attention(x, tables[rotation], kv, backend, meta)
+            x, residual = layer.mlp_norm.add(x, residual)
+            x = layer.mlp(x)
+            x, residual = next_norm.add(x, residual)
+        return x
+
+    def activation_bytes(self, num_tokens: int, num_logits: int) -> int:
+        """The most that a step of so many tokens needs beside weights and cache: activations and float32 logits."""
+        layer = self.spec.layers[0]
+        heads = 2 * (layer.attention.num_heads + layer.attention.num_kv_heads) * layer.attention.head_dim
+        width = 4 * self.spec.hidden_size + heads + 3 * layer.mlp.intermediate_size
+        return num_tokens * width * self._dtype.itemsize + 3 * num_logits * self.spec.vocab_size * 4
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token: hidden ``[L, H]`` -> float32 ``[L, V]``, not an alias of anything."""
+        return self._head(hidden).float()
+
+
+def _rotation(build: Build, spec: RopeSpec | None) -> Rotation:
+    return NoRope() if spec is None else Rope(build, spec)

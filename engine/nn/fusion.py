@@ -1,0 +1,62 @@
+"""Recognises layers that the CPU can run in one native call; a model that is not made of them runs layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sgl.engine.nn.norm import RmsQKNorm
+from sgl.engine.nn.rope import Rope
+from sgl.engine.nn.spec import ModelSpec
+from sgl.kernels.cpu.decoder import FusedDecoder, FusedLayer
+from sgl.kernels.cpu.linear import NativeLinear
+
+if TYPE_CHECKING:
+    from sgl.engine.nn.decoder import Layer
+
+
+def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) -> FusedDecoder | None:
+    """The loaded ``layers`` as one call, or None where they differ from each other or from what it computes."""
+    attention = spec.layers[0].attention
+    shapes = [(replace(layer.attention, window=None), layer.mlp) for layer in spec.layers]
+    products = [
+        linear.state
+        for layer in layers
+        for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down)
+    ]
+    if (
+        any(shape != shapes[0] for shape in shapes)
+        or spec.norm.kind != "rms"
+        or not isinstance(rotations[0], Rope)
+        or not all(isinstance(product, NativeLinear) for product in products)
+        or not all(layer.mlp.up.state.gated for layer in layers)
+    ):
+        return None
+    return FusedDecoder(
+        [_fused_layer(layer) for layer in layers],
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        frequencies=rotations[0].frequencies,
+        rope_scale=rotations[0].scale,
+        scale=attention.scale,
+        eps=spec.norm.eps,
+    )
+
+
+def _fused_layer(layer: Layer) -> FusedLayer:
+    attention, q_norm, k_norm = layer.attention, None, None
+    if isinstance(attention.qk_norm, RmsQKNorm):
+        q_norm, k_norm = attention.qk_norm.weight[0], attention.qk_norm.weight[attention.spec.num_heads]
+    return FusedLayer(
+        attention_norm=layer.attention_norm.tensors[0],
+        mlp_norm=layer.mlp_norm.tensors[0],
+        q_norm=q_norm,
+        k_norm=k_norm,
+        qkv=attention.qkv.state,
+        out=attention.out.state,
+        gate_up=layer.mlp.up.state,
+        down=layer.mlp.down.state,
+        window=attention.spec.window,
+    )

@@ -1,0 +1,121 @@
+"""Runs plans on a model: apply, build the batch, forward, logits, sample, record, report. It schedules nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.base.device import Device
+from sgl.engine.base.types import Masks, StepPlan
+from sgl.engine.runtime.batch import PromptSpan, Step, build_step
+from sgl.engine.runtime.drafts import NO_DRAFTS, Drafter, count_rejected
+from sgl.engine.runtime.kv import allocate_kv
+from sgl.engine.runtime.logprobs import Scores, read_scores
+from sgl.engine.runtime.result import TorchStepResult
+from sgl.engine.runtime.sampler import MAX_ELEMENTS, Sampler
+from sgl.engine.runtime.slots import SlotTable
+
+
+class Model(Protocol):
+    """What the executor asks of a model."""
+
+    @property
+    def kv_specs(self) -> Sequence[KVSpec]: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def __call__(self, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]) -> Tensor:
+        """Stores the batch's KV and returns the last hidden states [T, hidden]."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """A fresh float32 [L, V] for hidden states [L, hidden]."""
+
+
+@dataclass(frozen=True)
+class _Forwarded:
+    """What `TorchExecutor.forward` leaves for `TorchExecutor.sample`."""
+
+    step: Step
+    logits: Tensor  # float32 [L, V]
+    prompt_scores: tuple[Scores, ...]
+
+
+class TorchExecutor:
+    """Executes plans on one device. Neither method waits for the device; only the result does.
+
+    Args:
+        num_slots: requests that can be in the batch at once.
+        max_len: longest sequence, prompt and output.
+        num_pages: size of the KV cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: AttentionBackend[Any],
+        device: Device,
+        *,
+        num_slots: int,
+        max_len: int,
+        num_pages: int,
+        page_size: int,
+        drafter: Drafter = NO_DRAFTS,
+    ) -> None:
+        self._model = model
+        self._backend = backend
+        self._device = device
+        self._drafter = drafter
+        # behind the longest sequence there is the token sampled last, then drafts
+        width = max_len + 1 + self._drafter.num_draft
+        self._table = SlotTable(num_slots, width, page_size, model.vocab_size, device.torch_device)
+        self._kv = allocate_kv(model.kv_specs, num_pages, page_size, device.torch_device)
+        self._sampler = Sampler(self._table)
+        self._no_logits = torch.empty(0, model.vocab_size, device=device.torch_device)
+        self._forwarded: _Forwarded | None = None
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> None:
+        """Starts a step: all that does not need its masks."""
+        self._table.apply(plan)
+        step = build_step(plan, self._table)
+        hidden = self._model(step.batch, self._kv, self._backend)
+        prompt_scores = tuple(self._score_prompts(hidden, step.prompt_spans)) if step.prompt_spans else ()
+        logits = self._model.logits(hidden[step.batch.logit_indices]) if len(step.draws) else self._no_logits
+        self._forwarded = _Forwarded(step, logits, prompt_scores)
+
+    @torch.inference_mode()
+    def sample(self, plan: StepPlan, masks: Masks) -> TorchStepResult:
+        """Finishes the step that `forward` started and brings the slot table up to date."""
+        forwarded, self._forwarded = self._forwarded, None
+        assert forwarded is not None and forwarded.step.plan is plan, "sample follows forward of the same plan"
+        step, batch, draws = forwarded.step, forwarded.step.batch, forwarded.step.draws
+        samples = self._sampler.sample(forwarded.logits, draws, masks)
+        rejected = count_rejected(step, samples.token_ids, self._table)
+        self._table.append(draws.slots, draws.positions, samples.token_ids)
+        self._table.advance(plan, batch.slots, batch.seq_lens - rejected)
+        self._drafter.propose(self._table, draws)
+        return TorchStepResult(step, samples, rejected, forwarded.prompt_scores, self._device)
+
+    def close(self) -> None:
+        """Frees the KV cache."""
+        self._kv = ()
+        self._forwarded = None
+
+    def _score_prompts(self, hidden: Tensor, spans: Sequence[PromptSpan]) -> Iterator[Scores]:
+        """Logprobs of prompt tokens, block by block: the logits of a long prompt would be gigabytes."""
+        sources = [source for span in spans for source in span.sources]
+        targets = [span.init.token_ids[position] for span in spans for position in span.positions if position]
+        wants = [span.init.wants for span in spans for _ in span.sources]
+        size = max(MAX_ELEMENTS // self._model.vocab_size, 1)
+        for part in (slice(start, start + size) for start in range(0, len(sources), size)):
+            upload = self._table.upload
+            logits = self._model.logits(hidden[upload(np.array(sources[part]))])
+            yield read_scores(logits.log_softmax(-1), upload(np.array(targets[part])), wants[part], upload)

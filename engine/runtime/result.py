@@ -1,0 +1,106 @@
+"""Brings a step's outcome to the host: the only place of the runtime that waits for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import chain
+
+from torch import Tensor
+
+from sgl.engine.base.device import Device
+from sgl.engine.base.types import RowOutput, TokenLogprob
+from sgl.engine.runtime.batch import PromptSpan, Step
+from sgl.engine.runtime.logprobs import Scores
+from sgl.engine.runtime.sampler import Samples
+
+NOT_FINITE = "The model's logits are not finite numbers; the weights or the chosen precision do not suit this input."
+NOTHING_ALLOWED = "The grammar, logit_bias and min_new_tokens together leave no token that may come next."
+
+
+class TorchStepResult:
+    """The outcome of one step.
+
+    Args:
+        samples: of the step's draws.
+        num_rejected: int64 [B], drafts that did not hold.
+        prompt_scores: of the prompt positions that the step's spans name, in their order.
+    """
+
+    def __init__(
+        self, step: Step, samples: Samples, num_rejected: Tensor, prompt_scores: Sequence[Scores], device: Device
+    ) -> None:
+        self._step = step
+        self._scored = samples.scored
+        self._token_ids = device.to_host(samples.token_ids)
+        self._peaks = device.to_host(samples.peaks)
+        self._num_rejected = device.to_host(num_rejected)
+        self._scores = [_to_host(scores, device) for scores in samples.scores]
+        self._prompt_scores = [_to_host(scores, device) for scores in prompt_scores]
+        self._copied = device.event()
+        self._copied.record()
+
+    def wait(self) -> list[RowOutput]:
+        """One output per row of the plan."""
+        self._copied.synchronize()
+        token_ids, peaks = self._token_ids.tolist(), self._peaks.tolist()
+        logprobs = dict(zip(self._scored, read_logprobs(self._scores), strict=True))
+        outputs: list[RowOutput] = []
+        end = 0
+        for row, rejected in zip(self._step.plan.rows, self._num_rejected.tolist(), strict=True):
+            begin, end = end, end + (1 + row.num_draft if row.kind == "token" else 0)
+            draws = range(begin, end - rejected)
+            error = next((_error(peaks[draw]) for draw in draws if not math.isfinite(peaks[draw])), None)
+            outputs.append(
+                RowOutput(
+                    token_ids=token_ids[draws.start : draws.stop],
+                    logprobs=[logprobs[draw] for draw in draws if draw in logprobs],
+                    error=error,
+                )
+            )
+        self._add_prompts(outputs)
+        return outputs
+
+    def _add_prompts(self, outputs: list[RowOutput]) -> None:
+        scores = read_logprobs(self._prompt_scores)
+        for span in self._step.prompt_spans:
+            output = outputs[span.row]
+            output.prompt_logprobs = [_prompt_logprob(span, position, scores) for position in span.positions]
+            if any(math.isnan(entry.logprob or 0.0) for entry in output.prompt_logprobs):
+                output.error = NOT_FINITE
+
+
+def _prompt_logprob(span: PromptSpan, position: int, scores: Iterator[TokenLogprob]) -> TokenLogprob:
+    return next(scores) if position else TokenLogprob(span.init.token_ids[0], None)
+
+
+def _error(peak: float) -> str:
+    return NOTHING_ALLOWED if peak == -math.inf else NOT_FINITE
+
+
+def _to_host(scores: Scores, device: Device) -> Scores:
+    return Scores(
+        scores.wants,
+        *(device.to_host(getattr(scores, field.name)) for field in fields(scores) if field.name != "wants"),
+    )
+
+
+def read_logprobs(blocks: Sequence[Scores]) -> Iterator[TokenLogprob]:
+    return chain.from_iterable(map(_read_block, blocks))
+
+
+def _read_block(scores: Scores) -> Iterator[TokenLogprob]:
+    chosen_values = iter(scores.chosen_values.tolist())
+    for want, token_id, value, top_ids, top_values in zip(
+        scores.wants,
+        scores.token_ids.tolist(),
+        scores.values.tolist(),
+        scores.top_ids.tolist(),
+        scores.top_values.tolist(),
+        strict=True,
+    ):
+        top = tuple(zip(top_ids, top_values, strict=True))[: want.top_logprobs]
+        yield TokenLogprob(
+            token_id, value, top, tuple((other, next(chosen_values)) for other in want.token_logprob_ids)
+        )

@@ -1,0 +1,220 @@
+// Shared by the CPU kernels: SIMD words, bf16, exp, and the thread team. Sixteen float lanes everywhere; where the
+// machine has no AVX-512 the compiler splits them, so one source serves every ISA.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sgl {
+
+using bf16 = uint16_t;
+constexpr int kLanes = 16;
+
+// Sixteen lanes are one register with AVX-512. Elsewhere they are two halves of eight: compilers split a vector type
+// that the machine does not have by way of memory, which costs a factor of fifty.
+#if defined(__AVX512F__)
+
+typedef float f32x16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2), may_alias));
+
+static inline f32x16 load(const float* p) { return *(const f32x16*)p; }
+static inline i32x16 load(const int32_t* p) { return *(const i32x16*)p; }
+static inline void store(float* p, f32x16 x) { *(f32x16*)p = x; }
+static inline f32x16 splat(float x) { return f32x16{} + x; }
+static inline f32x16 select(i32x16 mask, f32x16 a, f32x16 b) { return mask ? a : b; }
+static inline f32x16 as_float(i32x16 x) { return (f32x16)x; }
+static inline i32x16 as_int(f32x16 x) { return (i32x16)x; }
+static inline i32x16 widen(const uint16_t* p) { return __builtin_convertvector(*(const u16x16*)p, i32x16); }
+static inline void narrow(uint16_t* p, i32x16 x) { *(u16x16*)p = __builtin_convertvector(x, u16x16); }
+
+#else
+
+template <typename T>
+struct Pair {
+  typedef T Half __attribute__((vector_size(32), aligned(4), may_alias));
+  Half a, b;
+  T operator[](int i) const { return i < 8 ? a[i] : b[i - 8]; }
+  T& operator[](int i) { return i < 8 ? ((T*)&a)[i] : ((T*)&b)[i - 8]; }
+};
+using f32x16 = Pair<float>;
+using i32x16 = Pair<int32_t>;
+
+#define SGL_LANEWISE(op)                                                                              \
+  template <typename T>                                                                               \
+  static inline Pair<T> operator op(Pair<T> x, Pair<T> y) { return {x.a op y.a, x.b op y.b}; }        \
+  template <typename T, typename S>                                                                   \
+  static inline Pair<T> operator op(Pair<T> x, S y) { return {x.a op T(y), x.b op T(y)}; }            \
+  template <typename T>                                                                               \
+  static inline Pair<T> operator op(T x, Pair<T> y) { return {x op y.a, x op y.b}; }
+SGL_LANEWISE(+)
+SGL_LANEWISE(-)
+SGL_LANEWISE(*)
+SGL_LANEWISE(/)
+SGL_LANEWISE(&)
+SGL_LANEWISE(|)
+SGL_LANEWISE(<<)
+SGL_LANEWISE(>>)
+#undef SGL_LANEWISE
+#define SGL_COMPARE(op)                                                                               \
+  template <typename T>                                                                               \
+  static inline i32x16 operator op(Pair<T> x, Pair<T> y) { return {x.a op y.a, x.b op y.b}; }         \
+  template <typename T, typename S>                                                                   \
+  static inline i32x16 operator op(Pair<T> x, S y) { return {x.a op T(y), x.b op T(y)}; }
+SGL_COMPARE(<)
+SGL_COMPARE(>)
+SGL_COMPARE(<=)
+SGL_COMPARE(>=)
+#undef SGL_COMPARE
+static inline i32x16 operator~(i32x16 x) { return {~x.a, ~x.b}; }
+static inline f32x16 operator-(f32x16 x) { return {-x.a, -x.b}; }
+template <typename T, typename S>
+static inline Pair<T>& operator+=(Pair<T>& x, S y) { return x = x + y; }
+template <typename T, typename S>
+static inline Pair<T>& operator&=(Pair<T>& x, S y) { return x = x & y; }
+
+static inline f32x16 load(const float* p) { return {*(const f32x16::Half*)p, *(const f32x16::Half*)(p + 8)}; }
+static inline i32x16 load(const int32_t* p) { return {*(const i32x16::Half*)p, *(const i32x16::Half*)(p + 8)}; }
+static inline void store(float* p, f32x16 x) { *(f32x16::Half*)p = x.a, *(f32x16::Half*)(p + 8) = x.b; }
+static inline f32x16 splat(float x) { return f32x16{} + x; }
+static inline f32x16 select(i32x16 m, f32x16 x, f32x16 y) { return {m.a ? x.a : y.a, m.b ? x.b : y.b}; }
+static inline f32x16 as_float(i32x16 x) { return {(f32x16::Half)x.a, (f32x16::Half)x.b}; }
+static inline i32x16 as_int(f32x16 x) { return {(i32x16::Half)x.a, (i32x16::Half)x.b}; }
+static inline i32x16 widen(const uint16_t* p) {
+  i32x16 out;
+  for (int i = 0; i < 8; ++i) ((int32_t*)&out.a)[i] = p[i], ((int32_t*)&out.b)[i] = p[i + 8];
+  return out;
+}
+static inline void narrow(uint16_t* p, i32x16 x) {
+  for (int i = 0; i < 8; ++i) p[i] = uint16_t(x.a[i]), p[i + 8] = uint16_t(x.b[i]);
+}
+
+#endif
+
+static inline float to_float(bf16 x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+// Round to nearest even; NaN stays NaN.
+static inline bf16 to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16((bits >> 16) | 0x40);
+  return bf16((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline f32x16 load_bf16(const bf16* p) { return as_float(widen(p) << 16); }
+
+static inline void store_bf16(bf16* p, f32x16 x) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  i32x16 bits = as_int(x);
+  i32x16 rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+  i32x16 quiet = ((bits >> 16) | 0x40) & 0xffff;
+  narrow(p, as_int(select((bits & 0x7fffffff) > 0x7f800000, as_float(quiet), as_float(rounded))));
+#endif
+}
+
+// acc[lane] += x.lo * w[lane].lo + x.hi * w[lane].hi, for sixteen lanes of bf16 pairs and one broadcast pair.
+static inline f32x16 dot_bf16(f32x16 acc, i32x16 w, uint32_t x) {
+#if defined(__AVX512BF16__)
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)w);
+#else
+  f32x16 low = as_float(w << 16), high = as_float(w & int32_t(0xffff0000));
+  uint32_t x_low = x << 16, x_high = x & 0xffff0000u;
+  float a, b;
+  std::memcpy(&a, &x_low, 4);
+  std::memcpy(&b, &x_high, 4);
+  return acc + low * a + high * b;
+#endif
+}
+
+static inline float sum_lanes(f32x16 x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+#endif
+}
+
+static inline f32x16 max_lanes(f32x16 a, f32x16 b) { return select(a > b, a, b); }
+
+static inline float max_lane(f32x16 x) {
+  float top = x[0];
+  for (int i = 1; i < kLanes; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+// exp(x) for x <= 0: x = n ln2 + r, a degree-6 polynomial of r, exponent added as bits. Below -87 the result is 0.
+static inline f32x16 exp_lanes(f32x16 x) {
+  f32x16 low = splat(-87.0f);
+  i32x16 dead = x < low;
+  x = select(dead, low, x);
+  f32x16 shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln2)
+  f32x16 n = shifted - 12582912.0f;
+  f32x16 r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  f32x16 p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  i32x16 bits = as_int(p) + ((as_int(shifted) - 0x4b400000) << 23);
+  return as_float(bits & ~dead);
+}
+
+// ---- threads -------------------------------------------------------------------------------------------------------
+
+// torch's OpenMP team, reached through function pointers, so that there is one pool of threads in the process.
+using Body = void (*)(void*);
+extern void (*gomp_parallel)(Body, void*, unsigned, unsigned);
+extern int (*omp_thread)();
+extern int num_threads;
+
+template <typename F>
+struct Task {
+  const F* f;
+  int64_t count;
+  int threads;
+  static void run(void* raw) {
+    auto* task = (Task*)raw;
+    int me = omp_thread();
+    int64_t begin = task->count * me / task->threads, end = task->count * (me + 1) / task->threads;
+    if (begin < end) (*task->f)(begin, end);
+  }
+};
+
+// Calls f(begin, end) for a partition of [0, count) into one range per thread.
+template <typename F>
+static inline void parallel(int64_t count, const F& f) {
+  int threads = count < num_threads ? int(count) : num_threads;
+  if (threads <= 1) {
+    if (count > 0) f(int64_t(0), count);
+    return;
+  }
+  Task<F> task{&f, count, threads};
+  gomp_parallel(&Task<F>::run, &task, unsigned(threads), 0);
+}
+
+// Calls f(i) for every i in [0, count), handing the next one to whichever thread is free.
+template <typename F>
+static inline void dynamic(int64_t count, const F& f) {
+  std::atomic<int64_t> next{0};
+  int threads = count < num_threads ? int(count) : num_threads;
+  parallel(threads, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+  });
+}
+
+}  // namespace sgl

@@ -1,0 +1,86 @@
+"""Linear layers over weights packed for the C++ kernels (linear.cpp): one layout from one row to thousands."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sgl.kernels.cpu import native
+from sgl.kernels.ops.linear import GatedLinear, LinearFn, PlainLinear
+from sgl.kernels.registry import impl
+
+PANEL = 64
+"""Output columns of a panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLinear:
+    """``y [T, N] = x [T, K] @ W.T + b`` in bf16; a row's result does not depend on the other rows.
+
+    With ``gated`` the columns are gates and ups, and the result is ``silu(gate) * up`` of half the width.
+    """
+
+    weight: Tensor  # bf16 [panels * K * 64], see linear.cpp
+    bias: Tensor | None  # float32 [panels * 64]
+    in_features: int
+    out_features: int
+    gated: bool
+    library: ctypes.CDLL
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        width = self.out_features // 2 if self.gated else self.out_features
+        y = torch.empty(x.shape[0], width, dtype=torch.bfloat16)
+        self.library.sgl_linear_bf16(
+            x.data_ptr(),
+            x.shape[0],
+            self.in_features,
+            self.weight.data_ptr(),
+            self.out_features,
+            None if self.bias is None else self.bias.data_ptr(),
+            y.data_ptr(),
+            2 if self.gated else 0,
+        )
+        return y
+
+
+@impl("linear", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
+    if weight.shape[1] % 2:
+        return PlainLinear(weight, bias)
+    return pack(weight, bias, gated=False)
+
+
+@impl("linear.silu_mul", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear_silu_mul(weight: Tensor, bias: Tensor | None) -> LinearFn:
+    """Gates and ups that belong together come to stand in one panel, 32 of each."""
+    if weight.shape[1] % 2:
+        return GatedLinear(PlainLinear(weight, bias))
+    half, pad = weight.shape[0] // 2, -(weight.shape[0] // 2) % (PANEL // 2)
+
+    def interleave(rows: Tensor) -> Tensor:
+        parts = (functional.pad(part, (0, 0, 0, pad)) for part in (rows[:half], rows[half:]))
+        gate, up = (part.view(-1, PANEL // 2, rows.shape[1]) for part in parts)
+        return torch.cat((gate, up), 1).flatten(0, 1)
+
+    biases = None if bias is None else interleave(bias[:, None])[:, 0]
+    return pack(interleave(weight), biases, gated=True, width=2 * half)
+
+
+def pack(weight: Tensor, bias: Tensor | None, *, gated: bool, width: int | None = None) -> NativeLinear:
+    """Packs a weight ``[N, K]``, K even; ``width`` is the number of columns that count (default N)."""
+    library = native.library()
+    columns, inner = weight.shape
+    panels = -(-columns // PANEL)
+    packed = torch.empty(panels * PANEL * inner, dtype=torch.bfloat16)
+    library.sgl_pack_bf16(weight.contiguous().data_ptr(), columns, inner, packed.data_ptr())
+    padded = None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - columns))
+    return NativeLinear(packed, padded, inner, width or columns, gated, library)

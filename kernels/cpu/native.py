@@ -1,0 +1,123 @@
+"""Builds the C++ kernels on first use and loads them; holds no kernel of its own.
+
+The library is compiled with whatever C++ compiler is there, for the instruction set at hand, into a cache named by the
+hash of everything that went into it. Compiling takes a few seconds, once. Without a compiler `missing` says so and the
+kernels that need no compiler are chosen instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sgl.engine.base import env
+from sgl.engine.base.device import detect_isa
+
+SOURCES = ("linear.cpp", "attention.cpp", "elementwise.cpp", "decoder.cpp")
+HEADERS = ("common.h", "kernels.h")
+
+# -ffp-contract=fast fixes the use of fused multiply-adds in the source's place; without it the compiler may choose.
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-w")
+ISA_FLAGS = {
+    "avx512_bf16": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    "generic": (),
+}
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, Sequence[type]] = {
+    "sgl_threads": (_POINTER, _POINTER, _INT),
+    "sgl_pack_bf16": (_POINTER, _LONG, _LONG, _POINTER),
+    "sgl_linear_bf16": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT),
+    "sgl_linear_bf16_f32": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
+    "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
+    "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER),
+    "sgl_attention": (
+        *(_POINTER, _LONG, *[_POINTER] * 5, _LONG),
+        *([_INT] * 5),
+        *(_FLOAT, _FLOAT, _INT, _POINTER),
+    ),
+    "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 5),
+}
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler to use, None where there is none."""
+    asked = env.text("CXX")
+    return next((found for name in (asked, "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def missing() -> str:
+    """Why the C++ kernels cannot be had on this machine; empty if they can."""
+    if compiler() is None:
+        return "no C++ compiler was found (install g++, or set CXX)"
+    try:
+        library()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"building the C++ kernels failed: {error}"
+    return ""
+
+
+@functools.cache
+def library(isa: str | None = None) -> ctypes.CDLL:
+    """The kernels for ``isa`` (default: this processor's), compiled if they are not in the cache.
+
+    Raises:
+        OSError, subprocess.SubprocessError: they cannot be built or loaded.
+    """
+    lib = ctypes.CDLL(str(build(isa or detect_isa())))
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.argtypes = arguments
+        function.restype = None
+    set_threads(lib, torch.get_num_threads())
+    return lib
+
+
+def set_threads(lib: ctypes.CDLL, count: int) -> None:
+    """Lets the kernels use ``count`` threads of torch's own team: a second team would fight it for the cores."""
+    team = ctypes.CDLL(_openmp())
+    lib.sgl_threads(ctypes.cast(team.GOMP_parallel, _POINTER), ctypes.cast(team.omp_get_thread_num, _POINTER), count)
+
+
+def build(isa: str, extra_flags: Sequence[str] = ()) -> Path:
+    """Path of the compiled library; compiles it if no library of the same content exists."""
+    cxx = compiler()
+    if cxx is None:
+        raise OSError("no C++ compiler")
+    folder = Path(__file__).parent
+    command = [cxx, *FLAGS, *ISA_FLAGS[isa], *extra_flags, *(str(folder / source) for source in SOURCES)]
+    digest = hashlib.sha256()
+    digest.update("\0".join([_version(cxx), *FLAGS, *ISA_FLAGS[isa], *extra_flags]).encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update((folder / name).read_bytes())
+    cache = env.cache_dir() / "kernels"
+    target = cache / f"cpu-{isa}-{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            built = Path(scratch) / "kernels.so"
+            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            built.replace(target)  # two processes may build at once; either result will do
+    return target
+
+
+def _version(cxx: str) -> str:
+    return subprocess.run([cxx, "--version"], check=True, capture_output=True, text=True).stdout
+
+
+def _openmp() -> str:
+    """The OpenMP runtime that torch loaded: libgomp, under whatever name its package gives it."""
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    beside = sorted(Path(torch.__file__).parent.parent.glob("torch.libs/libgomp*"))
+    return str((bundled + beside)[0]) if bundled or beside else "libgomp.so.1"

@@ -1,0 +1,143 @@
+"""Puts the server together, and runs it: from an open port over a ready engine to a drained exit."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import uvloop
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sgl.engine.api import AsyncEngine
+from sgl.engine.base import log
+from sgl.engine.base.config import EngineConfig
+from sgl.server.auth import Auth
+from sgl.server.body import BodyLimit
+from sgl.server.envelope import Envelope
+from sgl.server.errors import error_response, routing_error
+from sgl.server.http import HttpServer, listen, signals_end, url_of
+from sgl.server.routes import ROUTES
+from sgl.server.state import ServerState
+from sgl.server.warmup import generate_one_token
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_TIMEOUT_S = 600.0
+
+StartEngine = Callable[[EngineConfig], AsyncEngine]
+Ready = Callable[[str], None]
+
+
+def create_app(engine: AsyncEngine, config: EngineConfig) -> Starlette:
+    """The ASGI application over an engine that runs."""
+    state = ServerState(config)
+    state.start(engine)
+    return build_app(state)
+
+
+def run_server(config: EngineConfig, *, ready: Ready = lambda url: None, start: StartEngine | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish (``serve.drain_timeout_s``) and returns.
+
+    The port answers from the beginning; with 503 until the engine has generated a first token.
+
+    Args:
+        ready: called with the server's URL once it is ready.
+        start: makes the engine (blocking); a process of its own by default.
+
+    Raises:
+        ConfigError: the address cannot be used.
+        SglError: the engine does not start.
+    """
+    log.configure(config.observe.log_level, config.observe.log_level_http or config.observe.log_level)
+    sock = listen(config.serve.host, config.serve.port)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, sock, ready, start or _start_engine))
+
+
+def _start_engine(config: EngineConfig) -> AsyncEngine:
+    return AsyncEngine.start(config, in_process=False)
+
+
+def build_app(state: ServerState) -> Starlette:
+    """The ASGI application of a server whose engine may still be starting."""
+    serve = state.config.serve
+    app = Starlette(
+        routes=list(ROUTES),
+        middleware=[
+            Middleware(BodyLimit, max_bytes=serve.max_body_bytes),
+            Middleware(Envelope),
+            Middleware(Auth, api_key=serve.api_key, admin_key=serve.admin_api_key),
+        ],
+        exception_handlers={HTTPException: _routing_failed},
+    )
+    app.router.redirect_slashes = False
+    app.state.server = state
+    return app
+
+
+async def _routing_failed(request: Request, error: Exception) -> Response:
+    """404, 405, and what OPTIONS asks: the methods of a path."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    return error_response(routing_error(error, request.method, request.url.path), headers)
+
+
+async def _serve(config: EngineConfig, sock: socket.socket, ready: Ready, start: StartEngine) -> None:
+    state = ServerState(config)
+    server = HttpServer(build_app(state), state)
+    with signals_end(server):
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        preparing = asyncio.create_task(_prepare(state, start))
+        try:
+            await asyncio.wait((serving, preparing), return_when=asyncio.FIRST_COMPLETED)
+            if preparing.done():
+                preparing.result()
+                url = url_of(sock, config.serve.host)
+                logger.info("Uvicorn running on %s (Press CTRL+C to quit)", url)
+                logger.info("The server is fired up and ready to roll!")
+                ready(url)
+                await serving
+        finally:
+            preparing.cancel()
+            server.should_exit = True
+            await serving
+            await state.close()
+
+
+async def _prepare(state: ServerState, start: StartEngine) -> None:
+    """Starts the engine, has it generate one token, and opens the routes."""
+    logger.info("server_args=%s", state.config.to_flat_dict())
+    engine = await _in_daemon_thread(lambda: start(state.config))
+    try:
+        await generate_one_token(engine, _WARM_UP_TIMEOUT_S)
+    except BaseException:
+        engine.close()
+        raise
+    state.start(engine)
+
+
+async def _in_daemon_thread(call: Callable[[], AsyncEngine]) -> AsyncEngine:
+    """Like `asyncio.to_thread`, but a call that hangs does not keep the process from ending."""
+    outcome: concurrent.futures.Future[AsyncEngine] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again where the outcome is awaited
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="engine-start", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

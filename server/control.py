@@ -1,0 +1,85 @@
+"""Routes about the server itself: health, facts, cache, metrics. Generates at most one token."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+import sgl
+from sgl.engine.base.errors import SglError
+from sgl.server.errors import JsonResponse
+from sgl.server.state import state_of
+from sgl.server.warmup import generate_one_token
+
+logger = logging.getLogger(__name__)
+
+_FLUSHED = (
+    "Cache flushed.\nPlease check backend logs for more details. "
+    "(When there are running or waiting requests, the operation will not be performed.)\n"
+)
+_PROBE_TIMEOUT_S = 20.0
+
+
+async def health(request: Request) -> Response:
+    """200 while the engine's heart beats."""
+    state = state_of(request)
+    engine = state.engine
+    silent_s = time.monotonic() - engine.last_heartbeat_s
+    limit_s = state.config.serve.watchdog_timeout
+    if not engine.alive:
+        raise SglError("The engine has stopped.", code="engine_dead", status=503, retryable=True)
+    if silent_s > limit_s:
+        text = f"The engine has been silent for {silent_s:.0f} s (limit: --watchdog-timeout {limit_s:g})."
+        raise SglError(text, code="engine_stuck", status=503, retryable=True)
+    return Response()
+
+
+async def health_generate(request: Request) -> Response:
+    """200 once a token was generated. Not counted in the metrics."""
+    await generate_one_token(state_of(request).engine, _PROBE_TIMEOUT_S)
+    return Response()
+
+
+async def model_info(request: Request) -> Response:
+    """Exactly three keys: clients assert on the set."""
+    info = state_of(request).engine.info
+    keys = {
+        "model_path": info.model_path,
+        "tokenizer_path": info.tokenizer_path,
+        "is_generation": info.is_generation,
+    }
+    return JsonResponse(keys)
+
+
+async def server_info(request: Request) -> Response:
+    """Every option (secrets hidden), what the engine holds and does, and the version."""
+    state = state_of(request)
+    engine = state.engine
+    facts = {
+        "max_total_num_tokens": engine.info.max_total_num_tokens,
+        "max_req_input_len": engine.info.max_req_input_len,
+        "pages": await engine.call("pages"),
+        "stats": msgspec.structs.asdict(engine.stats),
+        "version": sgl.__version__,
+    }
+    return JsonResponse({**state.config.to_flat_dict(), **facts})
+
+
+async def flush_cache(request: Request) -> Response:
+    """Empties the prefix cache unless requests are running."""
+    reply = await state_of(request).engine.call("flush_cache")
+    logger.info("Cache flushed successfully!" if reply["success"] else "Cache not flushed: requests are running.")
+    return PlainTextResponse(_FLUSHED, status_code=200 if reply["success"] else 400)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    state = state_of(request)
+    if state.metrics is None:
+        raise SglError("Metrics are off; start the server with --enable-metrics.", code="not_found", status=404)
+    body = state.metrics.render(state.engine.stats)
+    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")

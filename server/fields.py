@@ -1,0 +1,56 @@
+"""What becomes of request fields that this server does not act on: refused if they would change the answer, else named
+in a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from sgl.engine.base.errors import SglError
+
+_MAX_WARNINGS = 16
+
+Unsupported = Mapping[str, Callable[[Any], bool]]
+"""By field: whether a value of it asks for something that is not there."""
+
+
+def asks(value: Any) -> bool:
+    """Whether a value asks for anything: null, false, empty values and lists of such ask for nothing."""
+    if isinstance(value, list):
+        return any(map(asks, value))
+    return value not in (None, False, "", {})
+
+
+def asks_beyond(*harmless: Any) -> Callable[[Any], bool]:
+    """As `asks`, for a field that has harmless values of its own."""
+    return lambda value: asks(value) and value not in harmless
+
+
+def refuse_unsupported(raw: Mapping[str, Any], unsupported: Unsupported, prefix: str = "") -> None:
+    """
+    Raises:
+        SglError: 400 naming the first field that asks for something that is not there.
+    """
+    for name, is_asked in unsupported.items():
+        if is_asked(raw.get(name)):
+            field = prefix + name
+            raise SglError(f"`{field}` is not supported by this version.", code="unsupported_field", param=field)
+
+
+def warn_ignored(raw: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """A warning for each field that asks for something and is not known."""
+    ignored = [name for name, value in raw.items() if name not in known and asks(value)]
+    return [f"`{name:.64}` has no effect." for name in ignored[:_MAX_WARNINGS]]
+
+
+def checked_text(text: str, param: str) -> str:
+    """The text, if it can be part of a prompt.
+
+    Raises:
+        SglError: 400; it has a NUL character.
+    """
+    position = text.find("\0")
+    if position >= 0:
+        message = f"`{param}` must not have NUL characters (there is one at position {position})."
+        raise SglError(message, param=param)
+    return text

@@ -1,0 +1,1 @@
+"""OpenAI's API: request types, conversion to engine requests, rendering of answers."""

@@ -1,0 +1,94 @@
+"""What the handlers of one server share: configuration, the engine once it is there, and who watches requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from starlette.requests import Request
+
+from sgl.engine.api import AsyncEngine, GenerateRequest, Generation
+from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.errors import OverloadedError, SglError
+from sgl.server.observer import Metrics, Observer, log_request
+
+logger = logging.getLogger(__name__)
+
+
+class ServerState:
+    """Created before the engine, so that the port can answer while the model loads."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.model_name = config.model.served_model_name or config.model.model_path
+        self.created_s = int(time.time())
+        self.metrics = Metrics(self.model_name) if config.observe.enable_metrics else None
+        self._engine: AsyncEngine | None = None
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The running engine.
+
+        Raises:
+            OverloadedError: it is still starting.
+        """
+        if self._engine is None:
+            raise OverloadedError("The model is still loading; try again soon.")
+        return self._engine
+
+    def start(self, engine: AsyncEngine) -> None:
+        """Opens the routes that need the engine."""
+        self._engine = engine
+
+    async def drain(self) -> None:
+        """Refuses new requests and lets the running ones finish; what has not by the end of the time is aborted."""
+        if self._engine is not None:
+            timeout_s = self.config.serve.drain_timeout_s
+            logger.info("Shutting down; %d running requests have %g s.", self._engine.num_active, timeout_s)
+            await self._engine.drain(timeout_s)
+
+    async def close(self) -> None:
+        """Ends the engine, if there is one."""
+        if self._engine is not None:
+            await self._engine.shutdown()
+
+    async def generate(
+        self, requests: Sequence[GenerateRequest], *, log_metrics: bool = True
+    ) -> AsyncGenerator[tuple[int, Generation], None]:
+        """Answers prompts: yields (which one, item) as items come. Closing it aborts what is left.
+
+        Raises:
+            SglError: a request is refused, or the engine gave one up.
+        """
+        watches = [[observe(request) for observe in self._observers(log_metrics)] for request in requests]
+        async with aclosing(self.engine.generate_batch(requests)) as items:
+            async for position, item in items:
+                for watch in watches[position]:
+                    watch(item)
+                yield position, item
+
+    def check_model(self, name: str | None) -> None:
+        """
+        Raises:
+            SglError: 404 where ``--strict-model-name`` is set and ``name`` is another model's.
+        """
+        if self.config.serve.strict_model_name and name not in (None, self.model_name):
+            raise self.no_such_model(name)
+
+    def no_such_model(self, name: object) -> SglError:
+        """OpenAI's answer to the name of a model that is not served."""
+        message = f"The model `{name}` does not exist; this server serves `{self.model_name}`."
+        return SglError(message, code="model_not_found", status=404, param="model")
+
+    def _observers(self, log_metrics: bool) -> tuple[Observer, ...]:
+        logs = (log_request,) if self.config.observe.log_requests else ()
+        metrics = (self.metrics.observe,) if self.metrics and log_metrics else ()
+        return (*logs, *metrics)
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the server that a request came to."""
+    state: ServerState = request.app.state.server
+    return state

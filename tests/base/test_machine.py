@@ -1,0 +1,116 @@
+"""Detection against made-up /proc and /sys trees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sgl.engine.base import machine
+
+MIB = 2**20
+
+
+def tree(root: Path, **files: str) -> Path:
+    """Files by path with ``__`` for slashes, beside 16 GiB of memory of which half is free."""
+    defaults = {"proc__meminfo": "MemTotal: 16777216 kB\nMemFree: 1024 kB\nMemAvailable: 8388608 kB\n"}
+    for name, text in (defaults | files).items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_memory_without_limits_is_the_machines(tmp_path: Path) -> None:
+    assert machine.memory(tree(tmp_path)) == (16 * 1024 * MIB, 8 * 1024 * MIB)
+
+
+def test_the_tightest_control_group_counts(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        proc__self__cgroup="0::/pod/box\n",
+        **{
+            "sys__fs__cgroup__memory.max": "max\n",
+            "sys__fs__cgroup__pod__memory.max": f"{4096 * MIB}\n",
+            "sys__fs__cgroup__pod__memory.current": f"{1024 * MIB}\n",
+            "sys__fs__cgroup__pod__memory.stat": f"anon 1\ninactive_file {512 * MIB}\n",
+            "sys__fs__cgroup__pod__box__memory.max": f"{6144 * MIB}\n",
+            "sys__fs__cgroup__pod__box__memory.current": "0\n",
+        },
+    )
+    assert machine.memory(root) == (4096 * MIB, 3584 * MIB)  # the file cache can be dropped
+
+
+def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        **{
+            "sys__fs__cgroup__memory__memory.limit_in_bytes": f"{1024 * MIB}",
+            "sys__fs__cgroup__memory__memory.usage_in_bytes": f"{2048 * MIB}",
+            "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "150000",
+            "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000",
+        },
+    )
+    assert machine.memory(root) == (1024 * MIB, 0)
+    assert machine.cores(root) == 1
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("350000 100000", 3), ("1000 100000", 1), ("", 64)])
+def test_cores_are_those_of_the_process_and_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert machine.cores(tree(tmp_path, **{"sys__fs__cgroup__cpu.max": quota})) == cores
+
+
+def test_this_machine_agrees_with_psutil() -> None:
+    found = machine.detect("cpu")
+    assert found.device == "cpu"
+    assert 1 <= found.cores <= len(os.sched_getaffinity(0))
+    assert 0 < found.memory_free_bytes <= found.memory_bytes <= psutil.virtual_memory().total
+
+
+def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, torch: str = "2.11.0+cu130") -> None:
+    """Puts a program called nvidia-smi on the path, and pretends this version of torch."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine.metadata, "version", lambda package: torch)
+
+
+TWO_GPUS = "0, GPU-aaa, NVIDIA H200, 143771, 143000\n1, GPU-bbb, NVIDIA L4, 23034, 22000"
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [(None, "NVIDIA H200"), ("1", "NVIDIA L4"), ("GPU-bbb,0", "NVIDIA L4"), ("", None), ("7", None)],
+)
+def test_the_first_visible_gpu_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str | None
+) -> None:
+    nvidia_smi(tmp_path, monkeypatch, TWO_GPUS)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = machine.detect()
+    assert found.device == ("cpu" if name is None else "cuda")
+    if name is not None:
+        assert found.device_name == name
+        assert found.memory_bytes == (143771 if name == "NVIDIA H200" else 23034) * MIB
+    assert machine.detect("cpu").device == "cpu"
+
+
+def test_a_gpu_without_a_torch_for_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, monkeypatch, TWO_GPUS, torch="2.13.0+cpu")
+    assert machine.detect().device == "cpu"
+
+
+def test_detection_does_not_import_torch() -> None:
+    code = "import sys; from sgl.engine.base.machine import detect; detect(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,29 @@
+"""Spans show in a profile, and are nothing without one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sgl.engine.base.trace import span
+
+
+@pytest.mark.filterwarnings("ignore")  # the profiler warns about itself
+def test_a_span_shows_in_the_profile_that_is_recorded() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, span("schedule"):
+        torch.ones(1)
+    assert "schedule" in {event.key for event in profile.key_averages()}
+
+
+def test_without_a_profile_there_is_one_shared_null() -> None:
+    assert span("a") is span("b")
+    with span("a"), span("a"):
+        pass
+
+
+def test_it_does_not_import_torch() -> None:
+    code = "import sys; from sgl.engine.base.trace import span; span('a'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,140 @@
+"""The command itself: help without heavy imports, errors in one sentence, exit codes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+import sgl
+from sgl.cli import main
+from sgl.engine.base.errors import SglError
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "starlette",
+    "uvicorn",
+    "rich.markdown",
+    "prompt_toolkit",
+    "httpx",
+    "yaml",
+)
+
+
+def sgl_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m sgl`` as a program of its own, with nothing on its standard input."""
+    command = [sys.executable, "-m", "sgl", *words]
+    env = {"PATH": "/usr/bin:/bin", "COLUMNS": "80", **environment}
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env, check=False)
+
+
+def imported_by(*words: str) -> set[str]:
+    """Modules that the command has imported when it ends."""
+    command = [sys.executable, "-X", "importtime", "-m", "sgl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of the command line, in this process."""
+    monkeypatch.setattr("sys.argv", ["sgl", *words])
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--help"), ("chat", "--help")])
+def test_help_comes_without_heavy_imports(words: tuple[str, ...]) -> None:
+    assert not imported_by(*words) & set(HEAVY)
+
+
+def test_help_lists_every_subcommand() -> None:
+    done = sgl_command("--help")
+    assert done.returncode == 0
+    for name, known in main.COMMANDS.items():
+        assert name in done.stdout
+        assert known.help.split()[0] in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("name", list(main.COMMANDS))
+def test_every_subcommand_has_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, name, "--help") == 0
+    assert capsys.readouterr().out.startswith(f"Usage: sgl {name}")
+    assert main.load(name).help
+
+
+def test_flags_are_whole_on_a_narrow_terminal() -> None:
+    done = sgl_command("serve", "--help", COLUMNS="50")
+    assert all(len(line) <= 50 for line in done.stdout.splitlines())
+    assert "--json-model-override-args" in done.stdout
+    assert "…" not in done.stdout
+
+
+def test_version() -> None:
+    assert sgl_command("--version").stdout == f"sgl {sgl.__version__}\n"
+    assert sgl.__version__ in sgl_command("version").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["srve"], "Error: There is no command 'srve'. Did you mean 'serve'? `sgl --help` lists them."),
+        (["serve", "--lora-paths", "x"], "Error: --lora-paths is not supported by this version of sgl."),
+        (["serve", "--no-such"], "Error: There is no option --no-such."),
+        (["serve", "/no/such"], "Error: --model-path /no/such: there is no such directory."),
+        (["serve", "--port", "x"], "Error: --port must be an integer, got 'x'."),
+        (["chat", "--url", "ftp://x", "-p", "q"], "Error: --url must be like http://127.0.0.1:30000, got 'ftp://x'."),
+        (["kernels", "--dtype", "int3"], "Error: --dtype must be one of"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    assert run(monkeypatch, *words) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(sentence)
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """The exit code when a command raises ``error``."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    return run(monkeypatch)
+
+
+def test_a_bug_says_so_and_how_to_get_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SGL_DEBUG", raising=False)
+    assert run_main(monkeypatch, ZeroDivisionError("oops")) == 1
+    told = capsys.readouterr().err
+    assert "this is a bug in sgl: ZeroDivisionError: oops" in told
+    assert "SGL_DEBUG=1" in told
+    assert "Traceback" not in told
+    monkeypatch.setenv("SGL_DEBUG", "1")
+    assert run_main(monkeypatch, ZeroDivisionError("oops")) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(monkeypatch, SglError("Do [this] instead.")) == 2
+    assert capsys.readouterr().err == "Error: Do [this] instead.\n"
+    assert run_main(monkeypatch, KeyboardInterrupt()) == 130
+    monkeypatch.setattr(main.console, "drop_stdout", lambda: None)
+    assert run_main(monkeypatch, BrokenPipeError()) == 1
+    assert capsys.readouterr().err == ""

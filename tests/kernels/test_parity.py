@@ -1,0 +1,49 @@
+"""Every implementation of every op that runs on this machine, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sgl.engine.base.device import detect_isa
+from sgl.kernels.registry import Impl, dtype_name, implementations
+from tests.kernels.cases import CASES, Case
+
+# Relative to the largest value of the answer: a few units in the last place of each dtype.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
+
+IMPLS = list(implementations())
+RUNS = [
+    pytest.param(impl, case, dtype, id=f"{impl.op}-{impl.name}-{case.name}-{dtype_name(dtype)}")
+    for impl in IMPLS
+    for case in CASES
+    for dtype in TOLERANCE
+    if impl.op == case.op and not impl.why_not("cpu", detect_isa(), dtype)
+]
+
+
+@pytest.mark.parametrize(("impl", "case", "dtype"), RUNS)
+def test_matches_float64(impl: Impl, case: Case, dtype: torch.dtype) -> None:
+    torch.manual_seed(len(case.name))
+    with torch.inference_mode():
+        got, wanted = case.run(impl.fn, dtype)
+    for answer, truth in zip(got, wanted, strict=True):
+        assert answer.dtype == dtype and answer.shape == truth.shape
+        if truth.numel():
+            error = (answer.double() - truth).abs().max() / truth.abs().max()
+            assert error <= TOLERANCE[dtype], f"{float(error):.2e}"
+
+
+@pytest.mark.parametrize("op", sorted({impl.op for impl in IMPLS}))
+def test_every_op_has_cases(op: str) -> None:
+    assert any(case.op == op for case in CASES)
+
+
+def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others() -> None:
+    impls = [i for i in IMPLS if i.op == "linear" and not i.why_not("cpu", detect_isa(), torch.bfloat16)]
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*s, generator=generator).bfloat16() for s in ((96, 160), (40, 160)))
+    prepared = max(impls, key=lambda impl: impl.priority).fn(weight, None)
+    together = prepared(x)
+    for rows in (1, 2, 3, 8, 17):
+        assert torch.equal(prepared(x[:rows]), together[:rows])

@@ -1,0 +1,75 @@
+"""Keys, levels, and the refusal of routes that have none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sgl.server.auth import Auth, GuardedRoute, Level
+from sgl.server.envelope import Envelope
+
+
+async def _ok(request: Request) -> Response:
+    return Response("ok")
+
+
+def _status(path: str, header: Any, api_key: str = "", admin_key: str = "", method: str = "GET") -> int:
+    async def get() -> int:
+        headers = {} if header is None else {"authorization": header}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.request(method, path, headers=headers)).status_code
+
+    routes = [
+        GuardedRoute("/open", _ok, ["GET"], Level.OPEN),
+        GuardedRoute("/api", _ok, ["GET"], Level.API),
+        GuardedRoute("/admin", _ok, ["GET"], Level.ADMIN),
+        Route("/forgotten", _ok),
+    ]
+    keys = Middleware(Auth, api_key=api_key, admin_key=admin_key)
+    app = Starlette(routes=routes, middleware=[Middleware(Envelope), keys])
+    return asyncio.run(get())
+
+
+@pytest.mark.parametrize(
+    ("api_key", "admin_key", "given", "expected"),
+    [  # expected: (open, api, admin)
+        ("", "", None, (200, 200, 200)),
+        ("", "", "Bearer None", (200, 200, 200)),
+        ("k", "", None, (200, 401, 401)),
+        ("k", "", "Bearer k", (200, 200, 200)),
+        ("k", "", "bearer k", (200, 200, 200)),
+        ("k", "", "Bearer kk", (200, 401, 401)),
+        ("k", "", "Bearer None", (200, 401, 401)),
+        ("k", "", "k", (200, 401, 401)),
+        ("k", "", "Basic k", (200, 401, 401)),
+        ("k", "", "Bearer ", (200, 401, 401)),
+        ("k", "a", "Bearer k", (200, 200, 401)),
+        ("k", "a", "Bearer a", (200, 200, 200)),
+        ("", "a", None, (200, 200, 401)),
+        ("", "a", "Bearer a", (200, 200, 200)),
+        ("schlüssel", "", "Bearer schlüssel".encode(), (200, 200, 200)),
+        ("k", "", b"Bearer \xff", (200, 401, 401)),
+    ],
+)
+def test_levels(api_key: str, admin_key: str, given: str | None, expected: tuple[int, int, int]) -> None:
+    found = [_status(path, given, api_key, admin_key) for path in ("/open", "/api", "/admin")]
+    assert tuple(found) == expected
+
+
+def test_a_route_without_a_level_is_refused_to_everyone() -> None:
+    assert _status("/forgotten", None) == 403
+    assert _status("/forgotten", "Bearer a", "k", "a") == 403
+
+
+def test_unknown_paths_do_not_tell_strangers_what_exists() -> None:
+    assert _status("/nothing", None, "k") == 401
+    assert _status("/api", None, "k", method="DELETE") == 401
+    assert _status("/nothing", "Bearer k", "k") == 404

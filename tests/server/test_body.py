@@ -1,0 +1,156 @@
+"""The limits of request bodies and the sentences that name what is wrong with them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import Message, Scope
+
+from sgl.engine.base.errors import SglError
+from sgl.server.body import MAX_NESTING, BodyLimit, convert, read_object
+from sgl.server.envelope import Envelope
+from sgl.server.errors import JsonResponse
+
+LIMIT = 1000
+
+
+async def _echo(request: Request) -> JsonResponse:
+    return JsonResponse(await read_object(request))
+
+
+def _app() -> Starlette:
+    middleware = [Middleware(BodyLimit, max_bytes=LIMIT), Middleware(Envelope)]
+    return Starlette(routes=[Route("/echo", _echo, methods=["POST"])], middleware=middleware)
+
+
+def _post(content: Any, **kwargs: Any) -> httpx.Response:
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/echo", content=content, **kwargs)
+
+    return asyncio.run(post())
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (b"", "is empty"),
+        (b'{"a": [1, 2', "ends too early (byte 11)"),
+        (b'{"a":1,}', "trailing comma in object (byte 7)"),
+        (b'{"a":1} x', "trailing characters (byte 9)"),
+        (b"{'a':1}", "(byte 1)"),
+        (b'{"a":NaN}', "(byte 5)"),
+        (b'{"a":1e999}', "out of range"),
+        (b'{"a":"\x00"}', "(byte 6)"),
+        (b'{"a":"\xff"}', "not valid UTF-8"),
+        (b'{"a":"\xed\xa0\x80"}', "not valid UTF-8"),
+        (b'{"a":"\\ud800"}', "half a UTF-16 surrogate pair (byte 6)"),
+        (b'{"a":"x\\udc00y"}', "half a UTF-16 surrogate pair (byte 7)"),
+        (b"[1]", "must be a JSON object, not an array"),
+        (b'"text"', "not a string"),
+        (b"7", "not a number"),
+        (b"null", "not null"),
+        (b'{"a":' * (MAX_NESTING + 1) + b"1" + b"}" * (MAX_NESTING + 1), "nested more than 64 levels"),
+        (b'\xef\xbb\xbf{"a":1}', "(byte 0)"),
+    ],
+)
+def test_malformed_bodies_are_refused_by_position(body: bytes, part: str) -> None:
+    response = _post(body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert part in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == "invalid_json"
+
+
+def test_nesting_far_beyond_the_parsers_stack_is_refused() -> None:
+    async def read() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"[" * 10**6, "more_body": False}
+
+        scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        await read_object(Request(scope, receive))
+
+    with pytest.raises(SglError, match="levels deep"):
+        asyncio.run(read())
+
+
+def test_deepest_allowed_body_and_surrogate_pairs_pass() -> None:
+    deep = b'{"a":' * MAX_NESTING + b"1" + b"}" * MAX_NESTING
+    assert _post(deep).status_code == 200
+    assert _post(b'{"a":"\\ud83d\\ude00"}').json() == {"a": "\U0001f600"}
+    assert _post(b'{"a":"\\\\ud800"}').json() == {"a": "\\ud800"}
+
+
+def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
+    response = _post(b"x" * (LIMIT + 1))
+    assert response.status_code == 413
+    assert response.headers["connection"] == "close"
+    assert response.json()["error"]["code"] == "body_too_large"
+    assert str(LIMIT) in response.json()["error"]["message"]
+
+
+def test_a_body_of_unknown_length_is_refused_once_it_exceeds_the_limit() -> None:
+    num_received = 0
+    sent: list[tuple[Message, int]] = []
+
+    async def receive() -> Message:
+        nonlocal num_received
+        num_received += 1
+        return {"type": "http.request", "body": b"x" * 400, "more_body": num_received < 6}
+
+    async def send(message: Message) -> None:
+        sent.append((message, num_received))
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/echo", "headers": [], "query_string": b""}
+    asyncio.run(_app()(scope, receive, send))
+    (start, _), (body, received_at_answer), (end, _) = sent
+    assert start["status"] == 413
+    assert received_at_answer == 3  # the answer goes out as soon as the limit is passed
+    assert body["more_body"] and not end["more_body"]
+    assert num_received == 6  # what the client still sends is thrown away before the connection closes
+
+
+def test_a_body_at_the_limit_passes() -> None:
+    body = b'{"a":"' + b"x" * (LIMIT - 8) + b'"}'
+    assert len(body) == LIMIT
+    assert _post(body).status_code == 200
+
+
+class _Inner(msgspec.Struct, forbid_unknown_fields=True):
+    count: int = 0
+
+
+class _Outer(msgspec.Struct):
+    name: str
+    inner: _Inner | None = None
+    items: list[_Inner] = []
+
+
+@pytest.mark.parametrize(
+    ("value", "param", "message"),
+    [
+        ({}, "name", "`name` is required."),
+        ({"name": 1}, "name", "`name`: expected `str`, got `int`."),
+        ({"name": "", "inner": {"count": "x"}}, "inner.count", "`inner.count`: expected `int`, got `str`."),
+        ({"name": "", "inner": {"cuont": 1}}, "inner.cuont", "`inner.cuont` is not a known field."),
+        ({"name": "", "items": [{}, {"count": 1.5}]}, "items[1].count", None),
+        ({"name": "", "items": [{}, {"count": True}]}, "items[1].count", None),
+        ({"name": "", "inner": []}, "inner", None),
+        ({"name": "", "inner": {"x" * 10**6: 1}}, ("inner." + "x" * 194), None),
+    ],
+)
+def test_wrong_types_are_refused_by_dotted_path(value: dict[str, Any], param: str, message: str | None) -> None:
+    with pytest.raises(SglError) as caught:
+        convert(value, _Outer)
+    assert caught.value.param == param
+    assert message is None or caught.value.message == message

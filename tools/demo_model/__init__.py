@@ -1,0 +1,1 @@
+"""The scripts that make the demo model in assets/demo: data, tokenizer, training, evaluation and model card."""

@@ -1,0 +1,127 @@
+"""Writes the model card from measurements: python -m tools.demo_model.card --json F --progress F --model DIR."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from .evaluate import NEW_TOKENS
+from .facts import COUNTRIES
+from .train import LENGTH
+
+REQUIRED = {
+    "facts": (["capital", "currency", "continent", "language", "capital_reverse", "about"], 0.95),
+    "recall": (["recall", "recall at once"], 0.95),
+    "two-digit addition": (["addition 2"], 0.85),
+    "JSON extraction": (["extraction"], 0.85),
+}
+
+CARD = """---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+
+# sgl demo model
+
+A Llama-architecture chat model of {parameters:.1f} million parameters ({size:.1f} MB in bf16) that ships with sgl, so
+that serving, chatting, benchmarking, quantizing and testing work offline, at once, and on a laptop. It is trained from
+nothing on generated dialogues; it knows its few skills and little else.
+
+## What it can do
+
+Exact match of whole replies, end mark included, greedy decoding in bf16, on held-out prompts. Held-out means that the
+combination of phrasing and content (or the pair of numbers) is in no training dialogue; the phrasings and the words
+themselves are. Items are distinct prompts; the interval is a 95% Wilson interval.
+
+| Skill | Held-out items | Accuracy | 95% interval |
+|---|---|---|---|
+{rows}
+
+{verdicts}
+
+{ended}
+
+## How it was made
+
+- Data: `tools/demo_model` generates all dialogues from tables of {countries} countries, words, names and phrasings; no
+  outside text, no personal data, no other model's output. A tenth of all combinations is held out by hash.
+- Tokenizer: own byte-level BPE, {vocabulary} tokens. Letters, single digits, line ends and punctuation never share a
+  token, so that a word is the same token after a space, a quote or a line start.
+- Model: {layers} layers, width {hidden}, {heads} heads of 64 ({kv_heads} key-value heads), feed-forward {ffn}, tied
+  embeddings, RoPE.
+- Training: {steps} steps, {tokens:.1f} million tokens (a third of them in assistant turns; only those carry loss), Muon
+  for matrices and AdamW for the rest, bf16 autocast, a linear decay at the end, two CPU cores. Copying comes first; the
+  last stage has more of what was weak before (JSON, tools).
+- Again, in one command: `python -m tools.demo_model.train --out DIR`, then `tools.demo_model.evaluate` and
+  `tools.demo_model.card`. It repeats the recipe, not the bits.
+
+## Use
+
+ChatML turns (`<|im_start|>role ... <|im_end|>`); tools in a system block inside `<tools></tools>`, calls as
+`<tool_call>{{"name": ..., "arguments": ...}}</tool_call>`, results as `<tool_response>` in a user turn. The chat
+template in `tokenizer_config.json` writes all of this. Decode greedily or at a low temperature; a system prompt is
+optional.
+
+## Limits
+
+- For demonstrations and tests. It is not a source of truth: outside its skills it answers something that looks right
+  and is not, or says that it cannot help.
+- English only. It does sums digit by digit up to three digits; longer numbers fail.
+- Trained on dialogues of up to {length} tokens. The configuration allows 2048, and longer input runs, but nothing
+  beyond {length} tokens is trained.
+- Facts are simplified (one language and one currency per country) and frozen.
+"""
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the rows of the accuracy table."""
+    rows = []
+    for skill, result in results.items():
+        interval = f"{result['low']:.1%} to {result['high']:.1%}"
+        rows.append(f"| {skill.replace('_', ' ')} | {result['items']} | {result['accuracy']:.1%} | {interval} |")
+    return "\n".join(rows)
+
+
+def verdicts(results: dict[str, dict[str, Any]]) -> str:
+    """Return a line per required skill, saying plainly where a goal is missed, and one with the weak skills."""
+    lines = []
+    for name, (skills, bar) in REQUIRED.items():
+        right, items = (sum(results[skill][field] for skill in skills) for field in ("right", "items"))
+        reached = "reached" if right / items >= bar else "**not reached**"
+        lines.append(f"- {name}: {right / items:.1%} of {items} items (goal {bar:.0%}: {reached})")
+    weak = [skill.replace("_", " ") for skill, result in results.items() if result["accuracy"] < 0.8]
+    lines.append(f"- weak skills, below 80%: {', '.join(weak) or 'none'}")
+    return "\n".join(lines)
+
+
+def write_card(skills: dict[str, dict[str, Any]], progress: dict[str, int], model: Path) -> str:
+    """Return the model card's text."""
+    config = json.loads((model / "config.json").read_text())
+    with safe_open(model / "model.safetensors", "pt") as weights:
+        parameters = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+    items = sum(result["items"] for result in skills.values())
+    ended = sum(result["ended"] * result["items"] for result in skills.values())
+    return CARD.format(
+        parameters=parameters / 1e6, size=parameters * 2 / 1e6, rows=table(skills), verdicts=verdicts(skills),
+        ended=f"Stopping: {ended / items:.1%} of all {items} replies ended by themselves within {NEW_TOKENS} tokens.",
+        countries=len(COUNTRIES), vocabulary=config["vocab_size"], layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"], heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"],
+        ffn=config["intermediate_size"], length=LENGTH, steps=progress["steps"], tokens=progress["tokens"] / 1e6)
+
+
+def main() -> None:
+    """Write README.md into the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="what evaluate wrote")
+    parser.add_argument("--progress", type=Path, required=True, help="the progress.json that train wrote")
+    parser.add_argument("--model", type=Path, required=True)
+    arguments = parser.parse_args()
+    skills, progress = json.loads(arguments.json.read_text()), json.loads(arguments.progress.read_text())
+    (arguments.model / "README.md").write_text(write_card(skills, progress, arguments.model))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Measures held-out exact match per skill: python -m tools.demo_model.evaluate --model DIR --json FILE."""
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .dialogue import Dialogue
+from .skills import SKILLS, draw
+
+BATCH = 50
+NEW_TOKENS = 120
+
+
+def held_out_items(skill: str, count: int) -> list[Dialogue]:
+    """Return distinct held-out dialogues, fewer than `count` where a skill does not hold that many."""
+    rng = random.Random(f"evaluate {skill}")
+    found: dict[str, Dialogue] = {}
+    for _ in range(40 * count):
+        dialogue = draw(rng, skill, True)
+        found.setdefault(json.dumps([dialogue.messages, dialogue.tools]), dialogue)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def split_last(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> tuple[str, str]:
+    """Return the prompt up to the last assistant turn, and that turn with its end mark."""
+    tools: Any = dialogue.tools or None
+    whole = tokenizer.apply_chat_template(dialogue.messages, tools=tools, tokenize=False)
+    prompt = tokenizer.apply_chat_template(dialogue.messages[:-1], tools=tools, tokenize=False,
+        add_generation_prompt=True)
+    return prompt, whole[len(prompt) :].rstrip("\n")
+
+
+@torch.inference_mode()
+def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[str]:
+    """Return greedy replies, end marks included, in the order of the prompts."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    replies = [""] * len(prompts)
+    for first in range(0, len(order), BATCH):
+        chosen = order[first : first + BATCH]
+        inputs = tokenizer([prompts[index] for index in chosen], return_tensors="pt", padding=True, padding_side="left",
+                           return_token_type_ids=False)
+        outputs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        for index, tokens in zip(chosen, outputs[:, inputs["input_ids"].shape[1] :], strict=True):
+            replies[index] = tokenizer.decode(tokens).replace("<|endoftext|>", "")
+    return replies
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95% Wilson interval of a proportion."""
+    z, share = 1.96, right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def evaluate(model_dir: Path, count: int, skills: list[str], misses: int) -> dict[str, dict[str, Any]]:
+    """Return for each skill: distinct items, right ones, accuracy, interval, and the share that ended by itself."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    results: dict[str, dict[str, Any]] = {}
+    for skill in skills:
+        pairs = [split_last(tokenizer, dialogue) for dialogue in held_out_items(skill, count)]
+        replies = answers(model, tokenizer, [prompt for prompt, _ in pairs])
+        wrong = [(prompt, want, got) for (prompt, want), got in zip(pairs, replies, strict=True) if want != got]
+        right = len(pairs) - len(wrong)
+        low, high = interval(right, len(pairs))
+        ended = sum(reply.endswith("<|im_end|>") for reply in replies) / len(pairs)
+        results[skill] = {"items": len(pairs), "right": right, "accuracy": right / len(pairs), "low": low, "high": high,
+                          "ended": ended}
+        share = f"{right / len(pairs):6.1%}  [{low:.2f}, {high:.2f}]"
+        print(f"{skill:18} {share}  {len(pairs):4} items  {ended:6.1%} ended", flush=True)
+        for prompt, want, got in wrong[:misses]:
+            print(f"    asked {prompt[-160:]!r}\n    want  {want!r}\n    got   {got!r}")
+    return results
+
+
+def main() -> None:
+    """Evaluate the model folder named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--misses", type=int, default=0, help="how many wrong answers to print per skill")
+    parser.add_argument("--skills", nargs="*", default=list(SKILLS))
+    arguments = parser.parse_args()
+    results = evaluate(arguments.model, arguments.items, arguments.skills, arguments.misses)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
