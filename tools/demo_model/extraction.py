@@ -57,8 +57,7 @@ DOMAINS: list[Domain] = [
         "Contact: {name}, {city}, phone {phone}."]),
     Domain({"word": any_word, "number": lambda rng: rng.randint(1, 9999), "label": any_word}, [
         "The word is {word}, the number is {number} and the label is {label}.",
-        "word {word}, label {label}, number {number}",
-        "Label {label} has the word {word} and the number {number}."]),
+        "word {word}, label {label}, number {number}", "Label {label} has the word {word} and the number {number}."]),
 ]
 
 INSTRUCTIONS = [

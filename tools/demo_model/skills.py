@@ -81,8 +81,7 @@ PLACES = ["Ones", "Tens", "Hundreds"]
 ADD_PROMPTS = ["What is {a} + {b}?", "{a} + {b}", "{a} + {b} = ?", "Add {a} and {b}.", "What is {a} plus {b}?",
     "Compute {a} + {b}.",
                "How much is {a} + {b}?", "Calculate {a} + {b}.", "{a} plus {b}?", "What is the sum of {a} and {b}?",
-               "{a}+{b}",
-               "What is {a}+{b}?", "What's {a} + {b}?", "Can you add {a} and {b}?", "{a} + {b} ="]
+               "{a}+{b}", "What is {a}+{b}?", "What's {a} + {b}?", "Can you add {a} and {b}?", "{a} + {b} ="]
 SUBTRACT_PROMPTS = ["What is {a} - {b}?", "{a} - {b}", "{a} - {b} = ?", "Subtract {b} from {a}.",
     "What is {a} minus {b}?",
                     "Compute {a} - {b}.", "How much is {a} - {b}?", "Calculate {a} - {b}.", "{a} minus {b}?", "{a}-{b}",

@@ -1,0 +1,124 @@
+"""With the C++ kernels an answer is the same to the last bit, whatever the request shared its steps and pages with."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from sgl.engine.attn.choice import choose_backend
+from sgl.engine.attn.cpu import CpuBackend
+from sgl.engine.base.device import detect_isa, open_device
+from sgl.engine.base.types import Add, Request, SamplingParams, TokenLogprob, Wants
+from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
+from sgl.engine.loop import EngineLoop, NoGrammars
+from sgl.engine.models.loader import load_model, read_config
+from sgl.engine.nn.decoder import Model
+from sgl.engine.runtime.executor import TorchExecutor
+from sgl.kernels.cpu import native
+from sgl.kernels.registry import bind
+from tests.core.simulation import Script, run_to_end
+from tests.models.checkpoints import FAMILIES, VOCAB_SIZE, make_checkpoint
+
+pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+
+PAGE, MAX_LEN = 16, 160
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "mistral": {"head_dim": 32, "sliding_window": 20},
+    "qwen3": {"head_dim": 32},
+}
+SCHEDULES: list[dict[str, Any]] = [
+    {},
+    {"max_step_tokens": 7},
+    {"max_step_tokens": 16, "overlap": 1},
+    {"max_step_tokens": 33, "num_pages": 14, "overlap": 1},
+    {"prefix_caching": False},
+]
+
+
+class Recorder(Script):
+    """Also keeps the logprobs."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        super().__init__({index // 2: [] for index in range(len(requests))})
+        for index, request in enumerate(requests):
+            self.messages[index // 2].append(Add(request))
+        self.logprobs: dict[str, list[TokenLogprob]] = {request.rid: [] for request in requests}
+
+    def send(self, message: Any) -> None:
+        super().send(message)
+        for item in message.items:
+            self.logprobs[item.rid] += item.prompt_logprobs + item.logprobs
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    family = request.param
+    path = make_checkpoint(family, tmp_path_factory.mktemp(family), tokenizer=False, **OVERRIDES.get(family, {}))
+    kernels = bind("cpu", detect_isa(), torch.bfloat16)
+    return load_model(path, read_config(path, {}), dtype=torch.bfloat16, device=open_device("cpu"), kernels=kernels)
+
+
+def make_requests() -> list[Request]:
+    rng = random.Random(3)
+    stem = tuple(rng.randrange(VOCAB_SIZE) for _ in range(40))
+    requests = []
+    for number in range(8):
+        prompt = stem[: rng.choice([0, 16, 33, 40])] + tuple(
+            rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))
+        )
+        params = SamplingParams(max_new_tokens=20, temperature=rng.choice([0.0, 0.8]), seed=number)
+        wants = Wants(logprobs=True, logprob_start=0 if number == 1 else None)
+        requests.append(Request(rid=str(number), token_ids=prompt, params=params, wants=wants))
+    return requests
+
+
+def run(
+    model: Model,
+    requests: list[Request],
+    *,
+    overlap: int = 0,
+    num_pages: int = 100,
+    max_step_tokens: int = 512,
+    prefix_caching: bool = True,
+) -> Recorder:
+    kernels = bind("cpu", detect_isa(), torch.bfloat16)
+    device = open_device("cpu")
+    backend = choose_backend("auto", device, model.kv_specs, PAGE, kernels)
+    assert isinstance(backend, CpuBackend)
+    config = SchedulerConfig(
+        num_pages, PAGE, 8, max_step_tokens, 100, MAX_LEN, conservativeness=0.1, prefix_caching=prefix_caching
+    )
+    executor = TorchExecutor(model, backend, device, num_slots=8, max_len=MAX_LEN, num_pages=num_pages, page_size=PAGE)
+    recorder = Recorder(requests)
+    scheduler = Scheduler(config, NoGrammars())
+    run_to_end(EngineLoop(scheduler, executor, recorder, recorder, overlap=overlap), recorder)
+    return recorder
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_answers_are_those_of_the_request_alone_bit_for_bit(model: Model, schedule: dict[str, Any]) -> None:
+    requests = make_requests()
+    together = run(model, requests, **schedule)
+    for request in requests:
+        alone = run(model, [request])
+        assert together.tokens[request.rid] == alone.tokens[request.rid]
+        assert together.logprobs[request.rid] == alone.logprobs[request.rid]
+
+
+def test_a_warm_cache_changes_no_bit(model: Model) -> None:
+    requests = make_requests()
+    twice = run(
+        model,
+        [
+            *requests,
+            *(Request(rid=f"again{r.rid}", token_ids=r.token_ids, params=r.params, wants=r.wants) for r in requests),
+        ],
+    )
+    for request in requests:
+        again = f"again{request.rid}"
+        assert twice.tokens[again] == twice.tokens[request.rid]
+        assert twice.logprobs[again] == twice.logprobs[request.rid]
+    assert sum(twice.cached[f"again{r.rid}"] for r in requests) > sum(twice.cached[r.rid] for r in requests)
