@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl.engine.base.budget import Budget
 from sgl.engine.base.config import EngineConfig
@@ -35,6 +35,9 @@ from sgl.engine.base.types import (
 from sgl.engine.core.grammar import GrammarState
 from sgl.engine.core.record import FileRecorder, NullRecorder, RecordedStep, Recorder
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
+
+if TYPE_CHECKING:
+    from sgl.engine.nn.decoder import Model
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +285,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     from sgl.engine.base import hub
     from sgl.engine.base.budget import solve
     from sgl.engine.base.device import open_device
+    from sgl.engine.base.dtypes import torch_dtype
     from sgl.engine.base.machine import detect
     from sgl.engine.models.loader import load_model, read_config
     from sgl.engine.runtime.executor import TorchExecutor
@@ -291,7 +295,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     timeline = Timeline()
     machine = detect(config.model.device)
     device = open_device(config.model.device)
-    dtype = getattr(torch, config.model.dtype)
+    dtype = torch_dtype(config.model.dtype)
     if config.kernel.cpu_threads is not None:
         torch.set_num_threads(config.kernel.cpu_threads)
     kernels = bind(device.kind, device.isa, dtype, config.kernel.overrides)
@@ -344,7 +348,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         outbox,
         # A CPU computes while it is called, so there is nothing to hide behind it.
         overlap=0 if device.kind == "cpu" or config.schedule.disable_overlap_schedule else 1,
-        info=model_info(config, hf_config, budget, model.vocab_size),
+        info=model_info(config, hf_config, budget, model),
         recorder=FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder(),
         log_interval=config.observe.decode_log_interval,
     )
@@ -373,7 +377,7 @@ def scheduler_config(config: EngineConfig, budget: Budget) -> SchedulerConfig:
     )
 
 
-def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, vocab_size: int) -> dict[str, Any]:
+def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, model: Model) -> dict[str, Any]:
     """What the front process must know; the fields of its ModelInfo."""
     eos = hf_config.get("eos_token_id")
     longest = min(config.model.context_length or 0, budget.max_total_tokens)
@@ -382,9 +386,11 @@ def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, 
         "tokenizer_path": config.model.tokenizer_path,
         "is_generation": True,
         "context_len": config.model.context_length,
-        "vocab_size": vocab_size,
+        "vocab_size": model.vocab_size,
         "max_total_num_tokens": budget.max_total_tokens,
         "max_req_input_len": longest - 1,
+        "step_bytes": model.step_bytes,
+        "kv_bytes_per_token": sum(spec.bytes_per_token for spec in model.kv_specs),
         "eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
     }
 

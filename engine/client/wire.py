@@ -17,6 +17,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the front must know about the engine, settled once the model is loaded.
 
     ``context_len`` counts prompt and answer; ``max_req_input_len`` is where ``--allow-auto-truncate`` cuts.
+    ``step_bytes`` are the weights that a step reads.
     """
 
     model_path: str = ""
@@ -27,6 +28,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_total_num_tokens: int
     max_req_input_len: int
     eos_ids: tuple[int, ...] = ()
+    step_bytes: int = 0
+    kv_bytes_per_token: int = 0
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):

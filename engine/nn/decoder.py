@@ -65,7 +65,7 @@ class Model:
         self._head = (
             TiedHead(build, self._embedding)
             if spec.tied_head
-            else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False)
+            else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False, op="linear.float32")
         )
         self.kv_specs = tuple(layer.attention.kv_spec for layer in self._layers)
 
@@ -114,6 +114,12 @@ class Model:
             x, residual = next_norm.add(x, residual)
         return x
 
+    @property
+    def step_bytes(self) -> int:
+        """Weights that one step reads, however few tokens it has: all of them but the embedding's table."""
+        read = sum(leaf.nbytes for leaf in self.leaves if not isinstance(leaf, Embedding))
+        return read + (self._embedding.nbytes if self.spec.tied_head and not self._head.nbytes else 0)
+
     def activation_bytes(self, num_tokens: int, num_logits: int) -> int:
         """The most that a step of so many tokens needs beside weights and cache: activations and float32 logits."""
         layer = self.spec.layers[0]
@@ -124,7 +130,7 @@ class Model:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token: hidden ``[L, H]`` -> float32 ``[L, V]``, not an alias of anything."""
-        return self._head(hidden).float()
+        return self._head(hidden)
 
 
 def _rotation(build: Build, spec: RopeSpec | None) -> Rotation:

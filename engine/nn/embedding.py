@@ -37,7 +37,7 @@ class TiedHead:
     def __init__(self, build: Build, embedding: Embedding) -> None:
         self.slots: list[WeightSlot] = []
         self.nbytes = 0
-        self._prepare: Callable[[Tensor, None], LinearFn] = build.kernels["linear"]
+        self._prepare: Callable[[Tensor, None], LinearFn] = build.kernels["linear.float32"]
         self._embedding = embedding
         self._run: LinearFn
         build.leaves.append(self)

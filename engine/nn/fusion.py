@@ -30,7 +30,7 @@ def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) 
         or spec.norm.kind != "rms"
         or not isinstance(rotations[0], Rope)
         or not all(isinstance(product, NativeLinear) for product in products)
-        or not all(layer.mlp.up.state.gated for layer in layers)
+        or not all(layer.mlp.up.state.form == "gated" for layer in layers)
     ):
         return None
     return FusedDecoder(

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sgl.kernels.cpu import native
-from sgl.kernels.ops.linear import GatedLinear, LinearFn, PlainLinear
+from sgl.kernels.ops.linear import Float32Linear, GatedLinear, LinearFn, PlainLinear
 from sgl.kernels.registry import impl
 
 PANEL = 64
 """Output columns of a panel."""
+
+Form = Literal["plain", "gated", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
 class NativeLinear:
     """``y [T, N] = x [T, K] @ W.T + b`` in bf16; a row's result does not depend on the other rows.
 
-    With ``gated`` the columns are gates and ups, and the result is ``silu(gate) * up`` of half the width.
+    The form of the result: ``plain``; ``gated``, where the columns are gates and ups and the result is
+    ``silu(gate) * up`` of half the width; or ``float32``, which is not rounded to bf16.
     """
 
     weight: Tensor  # bf16 [panels * K * 64], see linear.cpp
     bias: Tensor | None  # float32 [panels * 64]
     in_features: int
     out_features: int
-    gated: bool
+    form: Form
     library: ctypes.CDLL
 
     @property
@@ -37,18 +41,14 @@ class NativeLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        width = self.out_features // 2 if self.gated else self.out_features
-        y = torch.empty(x.shape[0], width, dtype=torch.bfloat16)
-        self.library.sgl_linear_bf16(
-            x.data_ptr(),
-            x.shape[0],
-            self.in_features,
-            self.weight.data_ptr(),
-            self.out_features,
-            None if self.bias is None else self.bias.data_ptr(),
-            y.data_ptr(),
-            2 if self.gated else 0,
-        )
+        width = self.out_features // 2 if self.form == "gated" else self.out_features
+        y = torch.empty(x.shape[0], width, dtype=torch.float32 if self.form == "float32" else torch.bfloat16)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        operands = (x.data_ptr(), x.shape[0], self.in_features, self.weight.data_ptr(), self.out_features, bias)
+        if self.form == "float32":
+            self.library.sgl_linear_bf16_f32(*operands, y.data_ptr())
+        else:
+            self.library.sgl_linear_bf16(*operands, y.data_ptr(), 2 if self.form == "gated" else 0)
         return y
 
 
@@ -56,7 +56,14 @@ class NativeLinear:
 def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
     if weight.shape[1] % 2:
         return PlainLinear(weight, bias)
-    return pack(weight, bias, gated=False)
+    return pack(weight, bias, "plain")
+
+
+@impl("linear.float32", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear_float32(weight: Tensor, bias: Tensor | None) -> LinearFn:
+    if weight.shape[1] % 2:
+        return Float32Linear(PlainLinear(weight, bias))
+    return pack(weight, bias, "float32")
 
 
 @impl("linear.silu_mul", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
@@ -72,10 +79,10 @@ def linear_silu_mul(weight: Tensor, bias: Tensor | None) -> LinearFn:
         return torch.cat((gate, up), 1).flatten(0, 1)
 
     biases = None if bias is None else interleave(bias[:, None])[:, 0]
-    return pack(interleave(weight), biases, gated=True, width=2 * half)
+    return pack(interleave(weight), biases, "gated", width=2 * half)
 
 
-def pack(weight: Tensor, bias: Tensor | None, *, gated: bool, width: int | None = None) -> NativeLinear:
+def pack(weight: Tensor, bias: Tensor | None, form: Form, *, width: int | None = None) -> NativeLinear:
     """Packs a weight ``[N, K]``, K even; ``width`` is the number of columns that count (default N)."""
     library = native.library()
     columns, inner = weight.shape
@@ -83,4 +90,4 @@ def pack(weight: Tensor, bias: Tensor | None, *, gated: bool, width: int | None 
     packed = torch.empty(panels * PANEL * inner, dtype=torch.bfloat16)
     library.sgl_pack_bf16(weight.contiguous().data_ptr(), columns, inner, packed.data_ptr())
     padded = None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - columns))
-    return NativeLinear(packed, padded, inner, width or columns, gated, library)
+    return NativeLinear(packed, padded, inner, width or columns, form, library)

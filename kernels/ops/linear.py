@@ -47,6 +47,20 @@ class GatedLinear:
         return silu_mul(self.linear(x))
 
 
+@dataclass(frozen=True, slots=True)
+class Float32Linear:
+    """A linear layer whose result is converted to float32."""
+
+    linear: LinearFn
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.linear.packed_bytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.linear(x).float()
+
+
 @op("linear")
 def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
     """Prepares weight ``[N, K]`` and bias ``[N]``; the caller drops them unless it shares them."""
@@ -57,3 +71,9 @@ def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
 def linear_silu_mul(weight: Tensor, bias: Tensor | None) -> LinearFn:
     """As `linear` for a weight ``[2F, K]`` of gates, then ups; the function returns ``silu(gate) * up`` ``[T, F]``."""
     return GatedLinear(linear(weight, bias))
+
+
+@op("linear.float32")
+def linear_float32(weight: Tensor, bias: Tensor | None) -> LinearFn:
+    """As `linear`, with a result in float32: the scores of tokens, among which ties should be rare."""
+    return Float32Linear(linear(weight, bias))

@@ -13,9 +13,8 @@ PAGE = 4
 
 
 def make_scheduler(**overrides: Any) -> Scheduler:
-    settings: dict[str, Any] = dict(
-        num_pages=64, page_size=PAGE, max_running=8, max_step_tokens=64, max_queued=100, max_len=200, policy="fcfs"
-    )
+    settings: dict[str, Any] = {"num_pages": 64, "page_size": PAGE, "max_running": 8, "max_step_tokens": 64}
+    settings |= {"max_queued": 100, "max_len": 200, "policy": "fcfs"}
     return Scheduler(SchedulerConfig(**settings | overrides), ModuloGrammars(97))
 
 

@@ -17,6 +17,7 @@ class Case:
     op: str
     name: str
     run: Callable[[Callable[..., Any], torch.dtype], tuple[list[Tensor], list[Tensor]]]
+    result: torch.dtype | None = None  # of the answer; None if it is the inputs'
 
 
 def _random(*shape: int) -> Tensor:
@@ -87,7 +88,7 @@ def _rope(tokens: int, heads: int, dim: int) -> Case:
     return Case("rope.apply", f"{tokens}x{heads}x{dim}", run)
 
 
-def _linear(tokens: int, k: int, n: int, bias: bool) -> Case:
+def _linear(op: str, tokens: int, k: int, n: int, bias: bool) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         weight, x = (_random(n, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
         b = _random(n).to(dtype) if bias else None
@@ -95,7 +96,8 @@ def _linear(tokens: int, k: int, n: int, bias: bool) -> Case:
         prepared = fn(weight.clone(), b)
         return [prepared(x)], [wanted]
 
-    return Case("linear", f"{tokens}x{k}x{n}{'+b' if bias else ''}", run)
+    result = torch.float32 if op == "linear.float32" else None
+    return Case(op, f"{tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
 
 
 def _gated_linear(tokens: int, k: int, inner: int, bias: bool) -> Case:
@@ -159,7 +161,12 @@ CASES: list[Case] = [
         [(3, 40)],
         lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
     ),
-    *(_linear(t, k, n, b) for t in (0, 1, 2, 8, 33) for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))),
+    *(
+        _linear(op, t, k, n, b)
+        for op in ("linear", "linear.float32")
+        for t in (0, 1, 2, 8, 33)
+        for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))
+    ),
     *(_gated_linear(t, k, n, b) for t in (0, 1, 8, 33) for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))),
     *(_gated_linear(t, k, n, b) for t in (0, 1, 7, 50) for k, n, b in ((64, 96, False), (100, 41, True), (5, 3, True))),
     _embedding(),

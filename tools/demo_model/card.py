@@ -105,11 +105,22 @@ def write_card(skills: dict[str, dict[str, Any]], progress: dict[str, int], mode
     items = sum(result["items"] for result in skills.values())
     ended = sum(result["ended"] * result["items"] for result in skills.values())
     return CARD.format(
-        parameters=parameters / 1e6, size=parameters * 2 / 1e6, rows=table(skills), verdicts=verdicts(skills),
+        parameters=parameters / 1e6,
+        size=parameters * 2 / 1e6,
+        rows=table(skills),
+        verdicts=verdicts(skills),
         ended=f"Stopping: {ended / items:.1%} of all {items} replies ended by themselves within {NEW_TOKENS} tokens.",
-        countries=len(COUNTRIES), vocabulary=config["vocab_size"], layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"], heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"],
-        ffn=config["intermediate_size"], length=LENGTH, steps=progress["steps"], tokens=progress["tokens"] / 1e6)
+        countries=len(COUNTRIES),
+        vocabulary=config["vocab_size"],
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        ffn=config["intermediate_size"],
+        length=LENGTH,
+        steps=progress["steps"],
+        tokens=progress["tokens"] / 1e6,
+    )
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ def split_last(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> tuple[
     """Return the prompt up to the last assistant turn, and that turn with its end mark."""
     tools: Any = dialogue.tools or None
     whole = tokenizer.apply_chat_template(dialogue.messages, tools=tools, tokenize=False)
-    prompt = tokenizer.apply_chat_template(dialogue.messages[:-1], tools=tools, tokenize=False,
-        add_generation_prompt=True)
+    asked = dialogue.messages[:-1]
+    prompt = tokenizer.apply_chat_template(asked, tools=tools, tokenize=False, add_generation_prompt=True)
     return prompt, whole[len(prompt) :].rstrip("\n")
 
 
@@ -45,8 +45,13 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts
     replies = [""] * len(prompts)
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
-        inputs = tokenizer([prompts[index] for index in chosen], return_tensors="pt", padding=True, padding_side="left",
-                           return_token_type_ids=False)
+        inputs = tokenizer(
+            [prompts[index] for index in chosen],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            return_token_type_ids=False,
+        )
         outputs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         for index, tokens in zip(chosen, outputs[:, inputs["input_ids"].shape[1] :], strict=True):
             replies[index] = tokenizer.decode(tokens).replace("<|endoftext|>", "")
@@ -73,8 +78,14 @@ def evaluate(model_dir: Path, count: int, skills: list[str], misses: int) -> dic
         right = len(pairs) - len(wrong)
         low, high = interval(right, len(pairs))
         ended = sum(reply.endswith("<|im_end|>") for reply in replies) / len(pairs)
-        results[skill] = {"items": len(pairs), "right": right, "accuracy": right / len(pairs), "low": low, "high": high,
-                          "ended": ended}
+        results[skill] = {
+            "items": len(pairs),
+            "right": right,
+            "accuracy": right / len(pairs),
+            "low": low,
+            "high": high,
+            "ended": ended,
+        }
         share = f"{right / len(pairs):6.1%}  [{low:.2f}, {high:.2f}]"
         print(f"{skill:18} {share}  {len(pairs):4} items  {ended:6.1%} ended", flush=True)
         for prompt, want, got in wrong[:misses]:

@@ -13,6 +13,93 @@ from .words import COMMON_WORDS, any_name, any_word, made_up_word
 
 Skill = Callable[[random.Random], Dialogue]
 
+PLACES = ["Ones", "Tens", "Hundreds"]
+ADD_PROMPTS = [
+    "What is {a} + {b}?",
+    "{a} + {b}",
+    "{a} + {b} = ?",
+    "Add {a} and {b}.",
+    "What is {a} plus {b}?",
+    "Compute {a} + {b}.",
+    "How much is {a} + {b}?",
+    "Calculate {a} + {b}.",
+    "{a} plus {b}?",
+    "What is the sum of {a} and {b}?",
+    "{a}+{b}",
+    "What is {a}+{b}?",
+    "What's {a} + {b}?",
+    "Can you add {a} and {b}?",
+    "{a} + {b} =",
+]
+SUBTRACT_PROMPTS = [
+    "What is {a} - {b}?",
+    "{a} - {b}",
+    "{a} - {b} = ?",
+    "Subtract {b} from {a}.",
+    "What is {a} minus {b}?",
+    "Compute {a} - {b}.",
+    "How much is {a} - {b}?",
+    "Calculate {a} - {b}.",
+    "{a} minus {b}?",
+    "{a}-{b}",
+    "What is the difference of {a} and {b}?",
+    "What is {a}-{b}?",
+    "What's {a} - {b}?",
+    "{a} - {b} =",
+]
+CHECK_PROMPTS = [
+    "Is {c} the capital of {x}?",
+    "Is it true that {c} is the capital of {x}?",
+    "{c} is the capital of {x}, right?",
+    "Is the capital of {x} {c}?",
+]
+RANGE_PROMPTS = ["Count from {} to {}.", "Write the numbers from {} to {}.", "List the numbers {} to {}."]
+COUNT_PROMPTS = [
+    "How many items are in this list: {}?",
+    "Count the items: {}",
+    "How many words are there: {}?",
+    "Count these: {}",
+    "How long is the list {}?",
+    "Count the elements of this list: {}",
+]
+REVERSE_PROMPTS = [
+    "Reverse this list: {}",
+    "Reverse the order: {}",
+    "Write this list backwards: {}",
+    "Reverse: {}",
+    "Turn this list around: {}",
+    "List these in reverse order: {}",
+]
+SORT_NUMBERS_PROMPTS = [
+    "Sort these numbers: {}",
+    "Sort: {}",
+    "Sort the numbers {}",
+    "Put these numbers in order: {}",
+    "Order these numbers from small to large: {}",
+    "Sort this list: {}",
+]
+SORT_WORDS_PROMPTS = [
+    "Sort these words: {}",
+    "Sort: {}",
+    "Sort the words {}",
+    "Put these words in alphabetical order: {}",
+    "Sort this list alphabetically: {}",
+    "Sort this list: {}",
+]
+PICK_PROMPTS = ["What is the {kind}: {elements}?", "Which is the {kind} of {elements}?", "Name the {kind}: {elements}"]
+COPY_PROMPTS = [
+    "Repeat: {}",
+    "Say {}",
+    "Repeat after me: {}",
+    "Copy this: {}",
+    "Write {}",
+    "Please say: {}",
+    "Repeat the following: {}",
+    'Say "{}"',
+    'Repeat "{}".',
+    "Echo: {}",
+]
+
 
 def sloppy(rng: random.Random, prompt: str) -> str:
     """Return the prompt as some people type it: sometimes without capitals or the final mark."""
@@ -37,8 +124,13 @@ def country_fact(kind: str) -> Skill:
     def ask(rng: random.Random) -> Dialogue:
         country, capital, currency, continent, language = rng.choice(COUNTRIES)
         number = rng.randrange(len(phrasings))
-        values = {"country": country, "capital": capital, "currency": currency, "continent": continent,
-            "language": language}
+        values = {
+            "country": country,
+            "capital": capital,
+            "currency": currency,
+            "continent": continent,
+            "language": language,
+        }
         prompt = sloppy(rng, phrasings[number].format(**values))
         return exchange(f"{kind} {number} {country}", prompt, answer.format(**values))
 
@@ -68,24 +160,13 @@ def fact_check(rng: random.Random) -> Dialogue:
     """Yes or no: is a city the capital of a country?"""
     country, capital = rng.choice(COUNTRIES)[:2]
     claimed = capital if rng.random() < 0.5 else rng.choice(COUNTRIES)[1]
-    phrasing = rng.choice(["Is {c} the capital of {x}?", "Is it true that {c} is the capital of {x}?",
-        "{c} is the capital of {x}, right?",
-                           "Is the capital of {x} {c}?"])
-    prompt = phrasing.format(c=claimed, x=country)
-    reply = (f"Yes, {capital} is the capital of {country}." if claimed == capital
-             else f"No, the capital of {country} is {capital}.")
+    prompt = rng.choice(CHECK_PROMPTS).format(c=claimed, x=country)
+    reply = (
+        f"Yes, {capital} is the capital of {country}."
+        if claimed == capital
+        else f"No, the capital of {country} is {capital}."
+    )
     return exchange(prompt, prompt, reply)
-
-
-PLACES = ["Ones", "Tens", "Hundreds"]
-ADD_PROMPTS = ["What is {a} + {b}?", "{a} + {b}", "{a} + {b} = ?", "Add {a} and {b}.", "What is {a} plus {b}?",
-    "Compute {a} + {b}.",
-               "How much is {a} + {b}?", "Calculate {a} + {b}.", "{a} plus {b}?", "What is the sum of {a} and {b}?",
-               "{a}+{b}", "What is {a}+{b}?", "What's {a} + {b}?", "Can you add {a} and {b}?", "{a} + {b} ="]
-SUBTRACT_PROMPTS = ["What is {a} - {b}?", "{a} - {b}", "{a} - {b} = ?", "Subtract {b} from {a}.",
-    "What is {a} minus {b}?",
-                    "Compute {a} - {b}.", "How much is {a} - {b}?", "Calculate {a} - {b}.", "{a} minus {b}?", "{a}-{b}",
-                    "What is the difference of {a} and {b}?", "What is {a}-{b}?", "What's {a} - {b}?", "{a} - {b} ="]
 
 
 def worked_sum(a: int, b: int) -> str:
@@ -152,54 +233,43 @@ def counting(rng: random.Random) -> Dialogue:
     if rng.random() < 0.3:
         start = rng.randint(1, 50)
         stop = start + rng.randint(3, 14)
-        prompt = rng.choice(["Count from {} to {}.", "Write the numbers from {} to {}.",
-            "List the numbers {} to {}."]).format(start, stop)
+        prompt = rng.choice(RANGE_PROMPTS).format(start, stop)
         return exchange(prompt, prompt, ", ".join(map(str, range(start, stop + 1))))
     elements = items(rng, 2, 8, rng.random() < 0.2)
-    reply = ", ".join(f"{number}: {element}" for number, element in enumerate(elements,
-        1)) + f". There are {len(elements)} items."
-    return listing(rng, ["How many items are in this list: {}?", "Count the items: {}",
-        "How many words are there: {}?", "Count these: {}",
-                         "How long is the list {}?", "Count the elements of this list: {}"], elements, reply)
+    numbered = ", ".join(f"{number}: {element}" for number, element in enumerate(elements, 1))
+    return listing(rng, COUNT_PROMPTS, elements, f"{numbered}. There are {len(elements)} items.")
 
 
 def reversing(rng: random.Random) -> Dialogue:
     """Reverse a short list."""
     elements = items(rng, 2, 6, rng.random() < 0.3)
-    return listing(rng, ["Reverse this list: {}", "Reverse the order: {}", "Write this list backwards: {}",
-        "Reverse: {}",
-                         "Turn this list around: {}", "List these in reverse order: {}"], elements,
-                         ", ".join(elements[::-1]))
+    return listing(rng, REVERSE_PROMPTS, elements, ", ".join(elements[::-1]))
 
 
 def sorting_numbers(rng: random.Random) -> Dialogue:
     """Sort a short list of numbers."""
     elements = items(rng, 2, 6, True)
-    return listing(rng, ["Sort these numbers: {}", "Sort: {}", "Sort the numbers {}", "Put these numbers in order: {}",
-                         "Order these numbers from small to large: {}", "Sort this list: {}"],
-                   elements, ", ".join(sorted(elements, key=int)))
+    return listing(rng, SORT_NUMBERS_PROMPTS, elements, ", ".join(sorted(elements, key=int)))
 
 
 def sorting_words(rng: random.Random) -> Dialogue:
     """Sort a short list of words."""
     elements = items(rng, 2, 5, False)
-    return listing(rng, ["Sort these words: {}", "Sort: {}", "Sort the words {}",
-        "Put these words in alphabetical order: {}",
-                         "Sort this list alphabetically: {}", "Sort this list: {}"], elements,
-                         ", ".join(sorted(elements)))
+    return listing(rng, SORT_WORDS_PROMPTS, elements, ", ".join(sorted(elements)))
 
 
 def picking(rng: random.Random) -> Dialogue:
     """Name the first or last item of a list, or its smallest or largest number."""
-    kind = rng.choice(["first", "last", "largest", "smallest"])
-    numbers = kind in ("largest", "smallest")
-    elements = items(rng, 2, 6, numbers)
-    value = {"first": elements[0], "last": elements[-1], "largest": max(elements, key=int) if numbers else "",
-             "smallest": min(elements, key=int) if numbers else ""}[kind]
-    noun = "number" if numbers else "item"
-    return listing(rng, [f"What is the {kind} {noun}: {{}}?", f"Which is the {kind} {noun} of {{}}?",
-        f"Name the {kind} {noun}: {{}}"],
-                   elements, f"The {kind} {noun} is {value}.")
+    kind = rng.choice(["first item", "last item", "largest number", "smallest number"])
+    elements = items(rng, 2, 6, "number" in kind)
+    choose: dict[str, Callable[[list[str]], str]] = {
+        "first item": lambda found: found[0],
+        "last item": lambda found: found[-1],
+        "largest number": lambda found: max(found, key=int),
+        "smallest number": lambda found: min(found, key=int),
+    }
+    prompt = rng.choice(PICK_PROMPTS).format(kind=kind, elements=", ".join(elements))
+    return exchange(prompt, prompt, f"The {kind} is {choose[kind](elements)}.")
 
 
 def copying(rng: random.Random) -> Dialogue:
@@ -207,15 +277,14 @@ def copying(rng: random.Random) -> Dialogue:
     draws = [any_word, any_name, made_up_word, lambda r: str(r.randint(0, 99999))]
     draw = rng.choice(draws)
     text = rng.choice([" ", ", "]).join(draw(rng) for _ in range(rng.choice([1, 1, 2, 3, 4, 5])))
-    prompt = rng.choice(["Repeat: {}", "Say {}", "Repeat after me: {}", "Copy this: {}", "Write {}", "Please say: {}",
-                         "Repeat the following: {}", 'Say "{}"', 'Repeat "{}".', "Echo: {}"]).format(text)
+    prompt = rng.choice(COPY_PROMPTS).format(text)
     return exchange(prompt, prompt, text)
 
 
 def talk(rng: random.Random) -> list[Message]:
     """Return one training exchange of small talk, facts or sums to put between other turns."""
-    return draw(rng, rng.choice(["chat", "chat", "capital", "currency", "addition 1", "addition 2", "word fact"]),
-        False).messages
+    skill = rng.choice(["chat", "chat", "capital", "currency", "addition 1", "addition 2", "word fact"])
+    return draw(rng, skill, False).messages
 
 
 SKILLS: dict[str, Skill] = {

@@ -24,10 +24,22 @@ SPLIT = r"\p{L}+|\p{N}|\n|[^\p{L}\p{N}\n]+"
 
 def whole_words() -> list[str]:
     """Return the words that shall be one token each."""
-    pools = [words.NAMES, words.CITIES, words.COMMON_WORDS, words.ROOMS, DAYS, MONTHS, LANGUAGES, SLOTS, VERBS, WEATHER,
-             [cell for row in COUNTRIES for cell in row], [*ELEMENTS, *ELEMENTS.values()], [*OPPOSITES,
-              *OPPOSITES.values()],
-             [name for task in TASKS for name in task.names]]
+    pools = [
+        words.NAMES,
+        words.CITIES,
+        words.COMMON_WORDS,
+        words.ROOMS,
+        DAYS,
+        MONTHS,
+        LANGUAGES,
+        SLOTS,
+        VERBS,
+        WEATHER,
+        [cell for row in COUNTRIES for cell in row],
+        [*ELEMENTS, *ELEMENTS.values()],
+        [*OPPOSITES, *OPPOSITES.values()],
+        [name for task in TASKS for name in task.names],
+    ]
     return [word for pool in pools for entry in pool for word in entry.replace("_", " ").split()]
 
 
@@ -47,18 +59,30 @@ def corpus(dialogues: int) -> Iterator[str]:
 def train_tokenizer(dialogues: int = 30000) -> PreTrainedTokenizerFast:
     """Return the trained tokenizer with its chat template."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False,
-            use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(MARKUP), special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(MARKUP),
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(corpus(dialogues), trainer)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKUP])
     template = (Path(__file__).parent / "chat_template.jinja").read_text()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   model_max_length=MAX_LENGTH, clean_up_tokenization_spaces=False,
-                                       chat_template=template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+        chat_template=template,
+    )
 
 
 def main() -> None:

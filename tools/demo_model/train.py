@@ -29,11 +29,34 @@ MUON_RATE, ADAM_RATE = 0.02, 0.003
 SAVE_SECONDS = 240.0
 
 MIX: dict[str, float] = {
-    "chat": 2, "capital": 1.5, "currency": 1.2, "continent": 1, "language": 1, "capital_reverse": 1.2, "about": 0.7,
-    "word fact": 1, "fact check": 0.6, "addition 1": 0.3, "addition 2": 1, "addition 3": 1, "subtraction 1": 0.3,
-    "subtraction 2": 1, "subtraction 3": 1, "counting": 1, "reversing": 1.5, "sorting numbers": 1.5,
-    "sorting words": 1.5, "picking": 0.8, "copying": 2, "extraction": 3, "recall": 2.5, "recall at once": 1.2,
-    "recall unknown": 0.8, "tool call": 1.6, "tool answer": 0.7, "unused tools": 0.3,
+    "chat": 2,
+    "capital": 1.5,
+    "currency": 1.2,
+    "continent": 1,
+    "language": 1,
+    "capital_reverse": 1.2,
+    "about": 0.7,
+    "word fact": 1,
+    "fact check": 0.6,
+    "addition 1": 0.3,
+    "addition 2": 1,
+    "addition 3": 1,
+    "subtraction 1": 0.3,
+    "subtraction 2": 1,
+    "subtraction 3": 1,
+    "counting": 1,
+    "reversing": 1.5,
+    "sorting numbers": 1.5,
+    "sorting words": 1.5,
+    "picking": 0.8,
+    "copying": 2,
+    "extraction": 3,
+    "recall": 2.5,
+    "recall at once": 1.2,
+    "recall unknown": 0.8,
+    "tool call": 1.6,
+    "tool answer": 0.7,
+    "unused tools": 0.3,
 }
 # Each stage lasts until its step and changes some weights of the mix. Copying comes first: names, lists, JSON fields
 # and tool arguments all wait for it. The last stage has more of what was weak before.
@@ -54,9 +77,16 @@ class Batch:
     shapes: list[tuple[int, int]]
 
 
-def grouped_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                      attention_mask: None, scaling: float, shapes: list[tuple[int, int]],
-                      **kwargs: Any) -> tuple[torch.Tensor, None]:
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    shapes: list[tuple[int, int]],
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Attend inside each dialogue of a row of groups; padding is at a dialogue's end, so causality alone hides it."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -132,7 +162,8 @@ class Trainer:
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
             (torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02), MUON_RATE),
-            (torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0), ADAM_RATE)]
+            (torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0), ADAM_RATE),
+        ]
         self.step = self.tokens = 0
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -141,8 +172,9 @@ class Trainer:
         # A token is learned at the place before it.
         places = torch.tensor(batch.learned).nonzero()[:, 0]
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.model.model(input_ids=tokens, position_ids=torch.tensor([batch.positions]), use_cache=False,
-                                      shapes=batch.shapes).last_hidden_state
+            hidden = self.model.model(
+                input_ids=tokens, position_ids=torch.tensor([batch.positions]), use_cache=False, shapes=batch.shapes
+            ).last_hidden_state
             logits = functional.linear(hidden[0, places - 1], self.model.lm_head.weight)
         return functional.cross_entropy(logits.float(), tokens[0, places])
 
@@ -172,8 +204,12 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; the rename keeps the old one until the new one is whole."""
-        state = {"model": self.model.state_dict(), "step": self.step, "tokens": self.tokens,
-                 "optimizers": [o.state_dict() for o, _ in self.optimizers]}
+        state = {
+            "model": self.model.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "optimizers": [o.state_dict() for o, _ in self.optimizers],
+        }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         path.with_name("progress.json").write_text(json.dumps({"steps": self.step, "tokens": self.tokens}) + "\n")
@@ -208,8 +244,13 @@ def work(worker: int, folder: Path, stop: int) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     # A paused worker may keep the others waiting for long.
-    distributed.init_process_group("gloo", init_method=f"file://{folder.resolve() / 'meeting'}", rank=worker,
-                                   world_size=WORKERS, timeout=timedelta(days=1))
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder.resolve() / 'meeting'}",
+        rank=worker,
+        world_size=WORKERS,
+        timeout=timedelta(days=1),
+    )
     trainer = Trainer(PreTrainedTokenizerFast.from_pretrained(folder), worker)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -232,8 +273,9 @@ def main() -> None:
         train_tokenizer().save_pretrained(folder, save_jinja_files=False)
     (folder / "meeting").unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=work, args=(worker, folder, arguments.stop), daemon=True)
-              for worker in range(1, WORKERS)]
+    others = [
+        context.Process(target=work, args=(worker, folder, arguments.stop), daemon=True) for worker in range(1, WORKERS)
+    ]
     for other in others:
         other.start()
     work(0, folder, arguments.stop)
