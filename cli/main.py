@@ -29,6 +29,7 @@ class Subcommand(NamedTuple):
 COMMANDS: Mapping[str, Subcommand] = {
     "serve": Subcommand("sgl.cli.serve", "Serve a model over HTTP: the native and the OpenAI API."),
     "chat": Subcommand("sgl.cli.chat", "Chat in the terminal, with a model here or behind any OpenAI-compatible URL."),
+    "bench": Subcommand("sgl.cli.bench", "Measure how fast a model runs, against this machine and other engines."),
     "kernels": Subcommand("sgl.cli.kernels", "Show which implementation of every kernel runs on this machine."),
     "version": Subcommand("sgl.cli.version", "Show versions and the machine, for bug reports."),
 }
@@ -37,30 +38,35 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
 class Commands(TyperGroup):
-    """Lists the subcommands without importing them."""
+    """Lists its subcommands without importing them."""
+
+    table: Mapping[str, Subcommand] = COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        known = COMMANDS.get(cmd_name)
+        known = self.table.get(cmd_name)
         return TyperCommand(cmd_name, help=known.help) if known else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, *rest = args
-        if name not in COMMANDS:
+        if name not in self.table:
             if ctx.resilient_parsing:  # a shell asks what could follow
                 return None, None, []
-            raise ConfigError(f"There is no command '{name}'.{closest(name, COMMANDS)} `sgl --help` lists them.")
-        return name, load(name), rest
+            path = ctx.command_path
+            raise ConfigError(f"There is no command '{name}'.{closest(name, self.table)} `{path} --help` lists them.")
+        return name, importlib.import_module(self.table[name].module).command, rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        print_help(self, ctx, [(name, known.help) for name, known in COMMANDS.items()])
+        print_help(self, ctx, [(name, known.help) for name, known in self.table.items()])
 
 
-def load(name: str) -> Any:
-    """Imports a subcommand."""
-    return importlib.import_module(COMMANDS[name].module).command
+def group_of(name: str, help: str, table: Mapping[str, Subcommand]) -> Commands:
+    """A command that has subcommands of its own."""
+    group = Commands(name=name, help=help, no_args_is_help=True, context_settings=CONTEXT)
+    group.table = table
+    return group
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, context_settings=CONTEXT, pretty_exceptions_enable=False)

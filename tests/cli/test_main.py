@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_every_subcommand_has_help(
 ) -> None:
     assert run(monkeypatch, name, "--help") == 0
     assert capsys.readouterr().out.startswith(f"Usage: sgl {name}")
-    assert main.load(name).help
+    assert importlib.import_module(main.COMMANDS[name].module).command.help
 
 
 def test_flags_are_whole_on_a_narrow_terminal() -> None:

@@ -100,17 +100,6 @@ def _linear(op: str, tokens: int, k: int, n: int, bias: bool) -> Case:
     return Case(op, f"{tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
 
 
-def _gated_linear(tokens: int, k: int, inner: int, bias: bool) -> Case:
-    def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        weight, x = (_random(2 * inner, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
-        b = _random(2 * inner).to(dtype) if bias else None
-        gate, up = (x.double() @ weight.double().t() + (0 if b is None else b.double())).chunk(2, -1)
-        prepared = fn(weight.clone(), b)
-        return [prepared(x)], [torch.nn.functional.silu(gate) * up]
-
-    return Case("linear.silu_mul", f"{tokens}x{k}x{inner}{'+b' if bias else ''}", run)
-
-
 def _gated_linear(tokens: int, k: int, n: int, bias: bool) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         weight, x = (_random(2 * n, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
@@ -167,7 +156,6 @@ CASES: list[Case] = [
         for t in (0, 1, 2, 8, 33)
         for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))
     ),
-    *(_gated_linear(t, k, n, b) for t in (0, 1, 8, 33) for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))),
     *(_gated_linear(t, k, n, b) for t in (0, 1, 7, 50) for k, n, b in ((64, 96, False), (100, 41, True), (5, 3, True))),
     _embedding(),
     *(_store(tokens) for tokens in (1, 9)),
