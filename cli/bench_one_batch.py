@@ -73,7 +73,7 @@ def one_batch(
     finally:
         for engine in engines:
             engine.close()
-    _print(runs, workloads, [engine.name for engine in engines])
+    _print(runs, [engine.name for engine in engines])
 
 
 command = command_of(one_batch)
@@ -100,37 +100,29 @@ def _numbers(flag: str, text: str) -> list[int]:
     return numbers
 
 
-def _print(runs: Sequence[Run], workloads: Sequence[object], names: Sequence[str]) -> None:
+def _print(runs: Sequence[Run], names: Sequence[str]) -> None:
     from rich.table import Table
 
-    from sgl.bench.one_batch import medians
-
     table = Table(title="medians (least - greatest)", title_justify="left", box=None, pad_edge=False)
-    for title in ("batch", "in", "out", "engine", "prefill tok/s", "decode tok/s", "of bandwidth", "GB/s"):
-        table.add_column(title, header_style="dim", justify="right" if title != "engine" else "left")
-    first: dict[tuple[int, int, int], tuple[float, float]] = {}
+    for title in ("batch", "in", "out", "engine", "prefill tok/s", "decode tok/s", "bandwidth", "share of it"):
+        table.add_column(title, header_style="dim", justify="left" if title == "engine" else "right")
     for key in dict.fromkeys((run.batch_size, run.input_len, run.output_len) for run in runs):
         for name in names:
-            own = [r for r in runs if r.engine == name and (r.batch_size, r.input_len, r.output_len) == key]
-            prefill, decode = (
-                medians(own, lambda r: r.prefill_throughput),
-                medians(own, lambda r: r.median_decode_throughput),
-            )
-            base = first.setdefault(key, (prefill[0], decode[0]))
-            ratio = (
-                ("", "")
-                if name == names[0]
-                else tuple(f"  1/{a / b[0]:.2f}" for a, b in zip(base, (prefill, decode), strict=True))
-            )
-            bandwidth = medians(own, lambda r: (r.bandwidth_before + r.bandwidth_after) / 2e9)
-            share = medians(own, lambda r: r.decode_share_of_bandwidth)[0]
-            drift = " drifted" if any(run.drifted for run in own) else ""
-            table.add_row(
-                *map(str, key),
-                name,
-                f"{prefill[0]:.0f} ({prefill[1]:.0f} - {prefill[2]:.0f}){ratio[0]}",
-                f"{decode[0]:.1f} ({decode[1]:.1f} - {decode[2]:.1f}){ratio[1]}",
-                f"{share:.0%}" if decode[0] else "-",
-                f"{bandwidth[0]:.0f}{drift}",
-            )
+            group = [r for r in runs if (r.engine, r.batch_size, r.input_len, r.output_len) == (name, *key)]
+            table.add_row(*map(str, key), name, *_cells(group))
     console.out().print(table, soft_wrap=False)
+
+
+def _cells(runs: Sequence[Run]) -> tuple[str, ...]:
+    from sgl.bench.one_batch import medians
+
+    prefill, decode = medians(runs, lambda r: r.prefill_throughput), medians(runs, lambda r: r.median_decode_throughput)
+    bandwidth = medians(runs, lambda r: (r.bandwidth_before + r.bandwidth_after) / 2e9)[0]
+    share = medians(runs, lambda r: r.decode_share_of_bandwidth)[0]
+    drift = ", drifted" if any(run.drifted for run in runs) else ""
+    return (
+        f"{prefill[0]:.0f} ({prefill[1]:.0f} - {prefill[2]:.0f})",
+        f"{decode[0]:.1f} ({decode[1]:.1f} - {decode[2]:.1f})",
+        f"{bandwidth:.0f} GB/s{drift}",
+        f"{share:.0%}",
+    )

@@ -203,6 +203,7 @@ static void finish(const Batch& b, const Item& item, const Partial& part) {
 }
 
 void attend(const Batch& b) {
+  if (!place.team) return together([&] { attend(b); });
   std::vector<Item> items;
   std::vector<Item> merged;
   int share = b.heads / b.kv_heads;
@@ -223,7 +224,13 @@ void attend(const Batch& b) {
         }
       }
   }
-  std::vector<Partial> partials(scratch);
+  Partial* partials = nullptr;
+  if (scratch)
+    partials = (Partial*)once([&]() -> void* {
+      static thread_local std::vector<Partial> pool;  // kept from call to call: it is megabytes
+      if (int64_t(pool.size()) < scratch) pool.resize(scratch);
+      return pool.data();
+    });
   dynamic(int64_t(items.size()), [&](int64_t n) {
     const Item& item = items[n];
     if (item.scratch >= 0) return attend_split(b, item, item.first_split, partials[item.scratch]);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -182,39 +183,95 @@ extern void (*gomp_parallel)(Body, void*, unsigned, unsigned);
 extern int (*omp_thread)();
 extern int num_threads;
 
-template <typename F>
-struct Task {
-  const F* f;
-  int64_t count;
-  int threads;
-  static void run(void* raw) {
-    auto* task = (Task*)raw;
-    int me = omp_thread();
-    int64_t begin = task->count * me / task->threads, end = task->count * (me + 1) / task->threads;
-    if (begin < end) (*task->f)(begin, end);
+// The threads of one native call. Within `together` every thread runs the same code; `parallel` and `dynamic` then
+// share out their work and wait for each other, which costs a tenth of starting a team for every loop.
+struct Team {
+  explicit Team(int threads) : size(threads) {}
+
+  void barrier() {
+    if (size == 1) return;
+    int now = phase.load(std::memory_order_relaxed);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      arrived.store(0, std::memory_order_relaxed);
+      phase.store(now + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase.load(std::memory_order_acquire) == now; ++spins) {
+      if (spins < kSpins) relax();
+      else std::this_thread::yield();  // somebody else has our core: let the thread we wait for run
+    }
   }
+
+  static void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+  static constexpr int kSpins = 4000;
+  const int size;
+  void* shared = nullptr;                   // what one thread made for all
+  std::atomic<int64_t> next[2] = {0, 0};    // of `dynamic`, in turns: while one is used the other is reset
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<int> phase{0};
 };
 
-// Calls f(begin, end) for a partition of [0, count) into one range per thread.
+struct Place {
+  Team* team = nullptr;
+  int rank = 0, turn = 0;
+};
+extern thread_local Place place;
+
+// Runs f() on every thread of a new team.
 template <typename F>
-static inline void parallel(int64_t count, const F& f) {
-  int threads = count < num_threads ? int(count) : num_threads;
-  if (threads <= 1) {
-    if (count > 0) f(int64_t(0), count);
-    return;
+static inline void together(const F& f) {
+  struct Call {
+    const F* f;
+    Team team;
+    static void run(void* raw) {
+      auto* call = (Call*)raw;
+      place = {&call->team, call->team.size > 1 ? omp_thread() : 0, 0};
+      (*call->f)();
+      place = {};
+    }
+  };
+  Call call{&f, Team(num_threads)};
+  if (num_threads > 1) gomp_parallel(&Call::run, &call, unsigned(num_threads), 0);
+  else Call::run(&call);
+}
+
+// Calls f(begin, end) for a partition of [0, count) into at most one range per thread, of at least `grain` each.
+template <typename F>
+static inline void parallel(int64_t count, const F& f, int64_t grain = 1) {
+  if (!place.team) return together([&] { parallel(count, f, grain); });
+  int64_t parts = count / grain < place.team->size ? count / grain : place.team->size;
+  if (parts < 1) parts = 1;
+  if (place.rank < parts) {
+    int64_t begin = count * place.rank / parts, end = count * (place.rank + 1) / parts;
+    if (begin < end) f(begin, end);
   }
-  Task<F> task{&f, count, threads};
-  gomp_parallel(&Task<F>::run, &task, unsigned(threads), 0);
+  place.team->barrier();
 }
 
 // Calls f(i) for every i in [0, count), handing the next one to whichever thread is free.
 template <typename F>
 static inline void dynamic(int64_t count, const F& f) {
-  std::atomic<int64_t> next{0};
-  int threads = count < num_threads ? int(count) : num_threads;
-  parallel(threads, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
-  });
+  if (!place.team) return together([&] { dynamic(count, f); });
+  auto& next = place.team->next[place.turn];
+  place.turn ^= 1;
+  if (place.rank == 0) place.team->next[place.turn].store(0, std::memory_order_relaxed);
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+  place.team->barrier();
+}
+
+// The address that make() returned on one thread of the team, for all of them.
+template <typename F>
+static inline void* once(const F& make) {
+  if (place.rank == 0) place.team->shared = make();
+  place.team->barrier();
+  void* made = place.team->shared;
+  place.team->barrier();
+  return made;
 }
 
 }  // namespace sgl

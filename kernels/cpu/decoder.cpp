@@ -8,6 +8,7 @@ namespace sgl {
 void (*gomp_parallel)(Body, void*, unsigned, unsigned) = nullptr;
 int (*omp_thread)() = nullptr;
 int num_threads = 1;
+thread_local Place place;
 
 }  // namespace sgl
 
@@ -46,6 +47,8 @@ void sgl_threads(void* parallel, void* thread, int count) {
 // are used, and of angles `tokens * D`.
 void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, const Step* step, bf16* hidden,
                  bf16* scratch, float* angles) {
+  if (!place.team)
+    return together([&] { sgl_decoder(layers, count, shape, step, hidden, scratch, angles); });
   const Shape& s = *shape;
   int64_t tokens = step->tokens, width = (s.heads + 2 * s.kv_heads) * s.dim, mixed = s.heads * s.dim, half = s.dim / 2;
   bf16 *normed = scratch, *qkv = normed + tokens * s.hidden, *attended = qkv + tokens * width;
@@ -58,7 +61,7 @@ void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, 
         cos[t * half + i] = std::cos(angle) * s.rope_scale;
         sin[t * half + i] = std::sin(angle) * s.rope_scale;
       }
-  });
+  }, 4);
   for (int64_t n = 0; n < count; ++n) {
     const LayerWeights& w = layers[n];
     rms_norm(hidden, tokens, s.hidden, w.attention_norm, s.eps, normed);

@@ -31,7 +31,7 @@ void rms_norm(const bf16* x, int64_t rows, int64_t width, const bf16* weight, fl
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) norm_row(x + r * width, width, weight, eps, out + r * width);
   };
-  rows * width < 16384 ? body(0, rows) : parallel(rows, body);
+  parallel(rows, body, 1 + 16384 / width);
 }
 
 static void rotate(bf16* head, const float* cos, const float* sin, int half) {
@@ -79,7 +79,7 @@ void rope_and_store(bf16* qkv, int64_t tokens, const Heads& heads, const Rope& r
       store_token(k, k + heads.kv_heads * dim, loc[t], heads.kv_heads, dim, heads.page_size, k_cache, v_cache);
     }
   };
-  tokens < 8 ? body(0, tokens) : parallel(tokens, body);
+  parallel(tokens, body, 4);
 }
 
 }  // namespace sgl
@@ -99,6 +99,6 @@ void sgl_kv_store(const bf16* k, int64_t ldk, const bf16* v, int64_t ldv, const 
     for (int64_t t = begin; t < end; ++t)
       store_token(k + t * ldk, v + t * ldv, loc[t], kv_heads, dim, page_size, k_cache, v_cache);
   };
-  tokens < 8 ? body(0, tokens) : parallel(tokens, body);
+  parallel(tokens, body, 4);
 }
 }

@@ -88,6 +88,7 @@ def pack(weight: Tensor, bias: Tensor | None, form: Form, *, width: int | None =
     columns, inner = weight.shape
     panels = -(-columns // PANEL)
     packed = torch.empty(panels * PANEL * inner, dtype=torch.bfloat16)
+    native.use_huge_pages(packed)
     library.sgl_pack_bf16(weight.contiguous().data_ptr(), columns, inner, packed.data_ptr())
     padded = None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - columns))
     return NativeLinear(packed, padded, inner, width or columns, form, library)
