@@ -7,7 +7,9 @@ device is opened, not with this module.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import math
+import mmap
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,10 @@ class Device(Protocol):
 
     def trim(self) -> None:
         """Returns freed memory to the system; worth its time after something large, like loading a model."""
+        ...
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A large tensor of zeros, which on the CPU takes memory only as it is written."""
         ...
 
     def stream(self) -> Stream: ...
@@ -187,6 +193,13 @@ class CpuDevice:
     def trim(self) -> None:
         _call_libc("malloc_trim", 0)
 
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        import torch
+
+        # Fresh pages from the system are zero and cost nothing until they are touched; torch.zeros touches them all.
+        size = math.prod(shape) * dtype.itemsize
+        return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=dtype, count=math.prod(shape)).view(*shape)
+
     def stream(self) -> Stream:
         return NullStream()
 
@@ -244,6 +257,11 @@ class CudaDevice:
 
     def trim(self) -> None:
         _cuda().empty_cache()
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        import torch
+
+        return torch.zeros(*shape, dtype=dtype, device=self.torch_device)
 
     def stream(self) -> Stream:
         return CudaStream(self.index)

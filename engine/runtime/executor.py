@@ -76,7 +76,7 @@ class TorchExecutor:
         # behind the longest sequence there is the token sampled last, then drafts
         width = max_len + 1 + self._drafter.num_draft
         self._table = SlotTable(num_slots, width, page_size, model.vocab_size, device.torch_device)
-        self._kv = allocate_kv(model.kv_specs, num_pages, page_size, device.torch_device)
+        self._kv = allocate_kv(model.kv_specs, num_pages, page_size, device)
         self._sampler = Sampler(self._table)
         self._no_logits = torch.empty(0, model.vocab_size, device=device.torch_device)
         self._forwarded: _Forwarded | None = None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from sgl.engine.attn.batch import KVLayer, KVSpec
+from sgl.engine.base.device import Device
 
 
 def kv_bytes_per_page(specs: Sequence[KVSpec], page_size: int) -> int:
@@ -14,7 +13,7 @@ def kv_bytes_per_page(specs: Sequence[KVSpec], page_size: int) -> int:
     return page_size * sum(spec.bytes_per_token for spec in specs)
 
 
-def allocate_kv(specs: Sequence[KVSpec], num_pages: int, page_size: int, device: torch.device) -> tuple[KVLayer, ...]:
+def allocate_kv(specs: Sequence[KVSpec], num_pages: int, page_size: int, device: Device) -> tuple[KVLayer, ...]:
     """The pages of every layer, zeroed, since a NaN in a place that nobody wrote would get past a mask.
 
     All layers share one page table: a plan hands out pages of one KV group only.
@@ -22,6 +21,6 @@ def allocate_kv(specs: Sequence[KVSpec], num_pages: int, page_size: int, device:
     layers = []
     for spec in specs:
         shape = (num_pages, spec.num_heads, page_size, spec.head_dim)
-        k, v = (torch.zeros(shape, dtype=spec.dtype, device=device) for _ in range(2))
+        k, v = (device.zeros(shape, spec.dtype) for _ in range(2))
         layers.append(KVLayer(k, v))
     return tuple(layers)

@@ -124,6 +124,16 @@ def test_flat_names_are_sglangs_and_secrets_stay_secret() -> None:
     assert flat["admin_api_key"] == ""
 
 
+def test_the_log_shows_what_was_given_or_is_not_the_default() -> None:
+    assert EngineConfig().describe() == "ServerArgs()"
+    told = resolved(serve__api_key="hunter2", cache__page_size=16, serve__port=31000).describe()
+    assert told.startswith("ServerArgs(model_path='m', ") and told.endswith(")")
+    for part in ("api_key='********'", "page_size=16", "port=31000", "dtype='bfloat16'", "random_seed="):
+        assert part in told  # given, whatever the default is, or computed
+    for name in ("host", "log_level=", "max_total_tokens", "drain_timeout_s"):
+        assert name not in told
+
+
 def test_resolution_is_pure() -> None:
     values = {"model.model_path": Given("m", "flag", "--model-path")}
     assert resolve(values, LLAMA, LAPTOP) == resolve(values, LLAMA, LAPTOP)

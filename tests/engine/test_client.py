@@ -116,6 +116,14 @@ def test_what_the_engine_cannot_start_with_is_raised_here(
     assert (str(caught.value), caught.value.param, caught.value.status) == (message, param, 400)
 
 
+def test_a_refusal_is_not_reported_as_a_death(caplog: pytest.LogCaptureFixture) -> None:
+    client = ProcessClient(config("missing"), LOOP)
+    deaths: list[EngineDiedError] = []
+    with pytest.raises(ModelError):
+        client.start(lambda message: None, deaths.append)
+    assert (deaths, caplog.text) == ([], "")
+
+
 def test_a_crash_is_reported_once(connect: Callable[[], Peer], capfd: pytest.CaptureFixture[str]) -> None:
     peer = connect()
     peer.client.send(Add(Request(rid="a", token_ids=(399,))))

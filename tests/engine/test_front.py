@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,52 @@ def test_long_texts_are_tokenized_beside_the_loop(path: Path) -> None:
         assert ticks > 10
 
     with_engine(path, use)
+
+
+def test_a_text_far_beyond_the_context_is_not_tokenized_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(engine: AsyncEngine) -> None:
+        encode, seen = engine.tokenizer.encode, []
+
+        def watched(text: str, **options: Any) -> list[int]:
+            seen.append(len(text))
+            return encode(text, **options)
+
+        monkeypatch.setattr(engine.tokenizer, "encode", watched)
+        with pytest.raises(SglError, match=r"^The input \(more than 128 tokens\) is longer than the model's context") as error:
+            await collect(engine, GenerateRequest(text="ab " * 1_000_000, sampling=greedy(1)))
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", "text")
+        assert sum(seen) < 10_000
+
+    with_engine(path, use)
+
+
+def test_a_text_far_beyond_the_context_is_cut_on_demand(path: Path) -> None:
+    async def use(engine: AsyncEngine) -> None:
+        (item,) = await collect(engine, GenerateRequest(text="ab " * 100_000, sampling=greedy(1)))
+        assert item.prompt_tokens == engine.info.max_req_input_len
+        assert item.warnings == (f"The prompt was cut to its first {item.prompt_tokens} tokens.",)
+
+    with_engine(path, use, schedule__allow_auto_truncate=True)
+
+
+def test_what_the_engine_settles_is_in_its_configuration(path: Path) -> None:
+    async def use(engine: AsyncEngine) -> None:
+        assert engine.config.cache.max_total_tokens == engine.info.max_total_num_tokens
+
+    with_engine(path, use)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_token_has_a_time(tmp_path: Path, stream: bool) -> None:
+    async def use(engine: AsyncEngine) -> None:
+        begun_s = time.monotonic()
+        items = await collect(engine, GenerateRequest(input_ids=[5], sampling=greedy(6), stream=stream))
+        (first_s,) = {item.first_token_s for item in items}
+        assert first_s is not None and begun_s < first_s < time.monotonic()
+        (none,) = await collect(engine, GenerateRequest(input_ids=[5], sampling=greedy(0), stream=stream))
+        assert none.first_token_s is None
+
+    with_engine(checkpoint(tmp_path), use)
 
 
 def test_what_the_engine_refuses_is_raised(path: Path) -> None:

@@ -93,12 +93,12 @@ def test_requests(field: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("stop", "abc", "stop: expected `array`, got `str`."),
-        ("text", b"abc", "text: expected `str | null`, got `bytes`."),
-        ("n", "2", "n: expected `int`, got `str`."),
-        ("stream", 1, "stream: expected `bool`, got `int`."),
-        ("sampling", SamplingParams(ignore_eos="no"), "sampling.ignore_eos: expected `bool`, got `str`."),
-        ("sampling", SamplingParams(temperature="hot"), "sampling.temperature: expected `float`, got `str`."),
+        ("stop", "abc", "`stop`: expected `array`, got `str`."),
+        ("text", b"abc", "`text`: expected `str | null`, got `bytes`."),
+        ("n", "2", "`n`: expected `int`, got `str`."),
+        ("stream", 1, "`stream`: expected `bool`, got `int`."),
+        ("sampling", SamplingParams(ignore_eos="no"), "`sampling.ignore_eos`: expected `bool`, got `str`."),
+        ("sampling", SamplingParams(temperature="hot"), "`sampling.temperature`: expected `float`, got `str`."),
         ("sampling", SamplingParams(temperature=object()), "object"),
     ],
 )

@@ -94,7 +94,7 @@ def test_streams_of_lists_have_an_index(engine: sgl.Engine) -> None:
         ({"prompt": "a", "input_ids": [1]}, "Either text, input_ids or input_embeds should be provided."),
         ({"prompt": ["a", "b"], "sampling_params": [{}]}, "sampling_params must have one entry for each of the 2"),
         ({"prompt": "a", "sampling_params": {"temperature": -1}}, "temperature must be non-negative, got -1."),
-        ({"prompt": "a", "sampling_params": {"top": 1}}, "sampling_params.top: is not a known field."),
+        ({"prompt": "a", "sampling_params": {"top": 1}}, "`sampling_params.top` is not a known field."),
         ({"prompt": "a\ud800"}, "text has an unpaired surrogate"),
         ({"prompt": ""}, "The prompt is empty"),
         ({"input_ids": [10**6]}, "token id 1000000 is outside the vocabulary"),

@@ -65,6 +65,7 @@ def test_server_info(serve: Serve) -> None:
     assert "secret" not in response.text
     assert set(EngineConfig().to_flat_dict()) <= set(info)
     assert (info["max_total_num_tokens"], info["max_req_input_len"]) == (4000, 1999)
+    assert info["max_total_tokens"] == 4000  # settled by the engine
     assert info["version"] == sgl.__version__
     assert info["pages"] == {"total": 250, "free": 250, "cached": 0}
     assert info["stats"]["num_running"] == 0
@@ -121,6 +122,26 @@ def test_metrics(serve: Serve) -> None:
     assert latency.samples[0].labels["name"] == "generate_request"
     assert (len(E2E_LATENCY_S), len(TIME_TO_FIRST_TOKEN_S), len(TIME_PER_OUTPUT_TOKEN_S)) == (15, 20, 18)
     assert buckets("sglang:func_latency_seconds")[-1] == pytest.approx(49.26306264766848)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_token_has_a_time_of_its_own(serve: Serve, stream: bool) -> None:
+    served = serve(delay_s=0.02, observe_enable_metrics=True)
+    served.post("/generate", {"text": "abcdefghij", "stream": stream})
+    served.post("/generate", {"text": "abc", "sampling_params": {"max_new_tokens": 0}})  # no token, no time
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(served.get("/metrics").text)
+        for sample in family.samples
+        if sample.name.endswith(("_sum", "_count"))
+    }
+    assert samples["sglang:e2e_request_latency_seconds_count"] == 2
+    assert samples["sglang:time_to_first_token_seconds_count"] == 1
+    assert samples["sglang:time_per_output_token_seconds_count"] == 1
+    first_s = samples["sglang:time_to_first_token_seconds_sum"]
+    # ten more tokens came after the first one, each after a pause
+    assert first_s + 10 * 0.02 <= samples["sglang:e2e_request_latency_seconds_sum"]
+    assert samples["sglang:time_per_output_token_seconds_sum"] >= 0.02
 
 
 def test_requests_are_logged_on_demand(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
