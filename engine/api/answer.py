@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sgl.engine.api.request import GenerateRequest, Generation, Transcript
 from sgl.engine.base.types import FinishReason, Output
 from sgl.engine.text.stop import StopChecker
@@ -40,6 +42,7 @@ class Answer:
         self._delta: list[str] = []
         self._num_taken = 0  # tokens that were part of an item
         self._began = False
+        self._first_token_s: float | None = None
         self._last = Output(rid=rid)
 
     @property
@@ -56,6 +59,8 @@ class Answer:
             return
         if output.prompt_tokens:
             self._last = output
+        if output.token_ids and self._first_token_s is None:
+            self._first_token_s = time.monotonic()
         self._transcript.prompt_logprobs += output.prompt_logprobs
         finish = output.finish
         silent = finish.matched if finish is not None and not self._keep_stop else None
@@ -94,6 +99,7 @@ class Answer:
             output_logprobs=self._transcript.logprobs[self._num_taken :],
             input_logprobs=[] if self._began else list(self._transcript.prompt_logprobs),
             queue_time_s=self._last.queue_time_s,
+            first_token_s=self._first_token_s,
             warnings=() if self._began else self._warnings,
             transcript=self._transcript,
         )

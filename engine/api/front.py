@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from sgl.engine.api.answer import Answer
-from sgl.engine.api.limits import Limits, Prompt, check_request, fit_prompt
+from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_request, fit_prompt
 from sgl.engine.api.reader import Entry, Reader
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base import hub
@@ -59,6 +59,7 @@ class AsyncEngine:
     """An engine that runs. Its coroutines belong to one event loop, the first that uses them.
 
     Attributes:
+        config: with the values that the engine has settled.
         tokenizer: refuses text with ``--skip-tokenizer-init``.
         template: the chat template; false if the model has none.
         info: what is known of the loaded model.
@@ -67,7 +68,6 @@ class AsyncEngine:
     """
 
     def __init__(self, config: EngineConfig, client: Client, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.config = config
         self.tokenizer = tokenizer
         self.template = template
         self.stats = Stats()
@@ -83,6 +83,8 @@ class AsyncEngine:
         self._seeds = random.Random(config.model.random_seed)
         self._pool = ThreadPoolExecutor(2, "sgl-tokenizer")
         self.info = client.start(self._on_message, self._on_died)
+        settled = self.info.max_total_num_tokens, "what the engine has room for"
+        self.config = config.replace({"cache.max_total_tokens": settled})
         own = (*tokenizer.eos_ids, *self.info.eos_ids)
         self._eos_ids = tuple(token_id for token_id in dict.fromkeys(own) if 0 <= token_id < self.info.vocab_size)
         self._limits = Limits(
@@ -217,7 +219,11 @@ class AsyncEngine:
     def _token_ids(self, request: GenerateRequest) -> Sequence[int]:
         if request.text is None:
             return request.input_ids or ()
-        return self.tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
+
+        def encode(text: str) -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=request.add_special_tokens)
+
+        return encode(bounded_text(request.text, lambda piece: len(encode(piece)), self._limits))
 
     def _register(self, reader: Reader, position: int, request: GenerateRequest, prompt: Prompt) -> Iterator[Entry]:
         """Hands a request to the engine, once for each answer."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,6 +27,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 128
 MAX_INT = 2**31 - 1
 MAX_TEMPERATURE = 1000.0
+_MAX_SHOWN_CHARS = 200
+_PIECE_CHARS = 8
+"""For each token of the context: how much of a long text is tokenized at a time to see whether it can fit."""
 
 Check = tuple[str, Callable[[float], bool], str]
 
@@ -93,6 +96,27 @@ def check_request(request: GenerateRequest, limits: Limits) -> None:
     _check_tokens(request.sampling, limits.vocab_size)
 
 
+def bounded_text(text: str, count: Callable[[str], int], limits: Limits) -> str:
+    """The text, if it may fit; to tokenize megabytes at once only to refuse them would take gigabytes of memory.
+
+    Args:
+        count: how many tokens a text has. Pieces of a text have a few more than the whole, hence the margin.
+
+    Raises:
+        SglError: 400; it is too long for certain, and may not be cut.
+    """
+    size, enough, num_tokens = _PIECE_CHARS * limits.context_len, 2 * limits.context_len, 0
+    if len(text) <= size:
+        return text
+    for end in range(size, len(text) + size, size):
+        num_tokens += count(text[end - size : end])
+        if num_tokens > enough:
+            if limits.auto_truncate:
+                return text[:end]
+            raise _too_long(_longer(f"more than {enough}", limits), "text")
+    return text
+
+
 def fit_prompt(token_ids: Sequence[int], request: GenerateRequest, limits: Limits) -> Prompt:
     """The prompt as the engine takes it: within the vocabulary, the context and the KV cache.
 
@@ -104,13 +128,10 @@ def fit_prompt(token_ids: Sequence[int], request: GenerateRequest, limits: Limit
     wanted = request.sampling.max_new_tokens
     warnings: list[str] = []
     if limits.auto_truncate and len(ids) > limits.max_req_input_len:
-        warnings.append(f"The prompt was cut from {len(ids)} to {limits.max_req_input_len} tokens.")
+        warnings.append(f"The prompt was cut to its first {limits.max_req_input_len} tokens.")
         ids = ids[: limits.max_req_input_len]
     if len(ids) > limits.context_len:
-        message = (
-            f"The input ({len(ids)} tokens) is longer than the model's context length ({limits.context_len} tokens)."
-        )
-        raise _too_long(message, param)
+        raise _too_long(_longer(str(len(ids)), limits), param)
     room = min(limits.context_len, limits.max_total_num_tokens) - len(ids)
     if wanted > room > 0 and (request.fit_max_new_tokens or limits.auto_truncate):
         if not request.fit_max_new_tokens:
@@ -130,16 +151,30 @@ def _check_types(request: GenerateRequest) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(fields, builtin_types=(bytes,)), GenerateRequest)
     except (msgspec.ValidationError, TypeError) as error:
-        raise type_error(str(error)) from None
+        raise type_error(error) from None
 
 
-def type_error(text: str, prefix: str = "") -> SglError:
-    """msgspec's sentence about a wrong type, with the field (and what holds it) in front."""
-    what, _, path = text.partition(" - at ")
-    unknown = re.search("unknown field `(.*)`", what)
-    name = (prefix + (f".{unknown[1]}" if unknown else path.rpartition("$")[2].rstrip("`"))).lstrip(".")
-    sentence = "is not a known field" if unknown else what[:1].lower() + what[1:]
-    return SglError(f"{name}: {sentence}.", code="invalid_type", param=name)
+_MISPLACED = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
+_SENTENCES: Mapping[str, str] = {"contains unknown": "is not a known field", "missing required": "is required"}
+
+
+def type_error(error: Exception, prefix: str = "") -> SglError:
+    """What msgspec says about a wrong type, as a sentence that names the field by its dotted path.
+
+    Args:
+        prefix: the field that holds what was checked, if it was not everything.
+    """
+    what, _, place = str(error).partition(" - at ")  # `$.a.b`, or `key` in `$.a.b`
+    path = prefix + place.partition("$")[2].removesuffix("`")
+    misplaced = _MISPLACED.fullmatch(what)
+    if misplaced is not None:
+        path += f".{misplaced[2]}"
+    name = path.removeprefix(".")[:_MAX_SHOWN_CHARS]
+    subject = f"`{name}`" if name else "The request"
+    if misplaced is not None:
+        return SglError(f"{subject} {_SENTENCES[misplaced[1]]}.", code="invalid_field", param=name)
+    sentence = what[:1].lower() + what[1:_MAX_SHOWN_CHARS]
+    return SglError(f"{subject}: {sentence}.", code="invalid_type", param=name or None)
 
 
 def _run(checks: tuple[Check, ...], owner: GenerateRequest | SamplingParams) -> None:
@@ -220,6 +255,10 @@ def _refuse_total(num_prompt: int, num_new: int, limits: Limits) -> None:
         f"{limits.max_total_num_tokens}; ask for less, or start the engine with a larger --max-total-tokens.",
         "max_new_tokens",
     )
+
+
+def _longer(num_tokens: str, limits: Limits) -> str:
+    return f"The input ({num_tokens} tokens) is longer than the model's context length ({limits.context_len} tokens)."
 
 
 def _too_long(message: str, param: str) -> SglError:

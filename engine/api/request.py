@@ -72,6 +72,7 @@ class Generation(msgspec.Struct, kw_only=True):
         finish_reason: on the last item; ``matched`` is the stop string or token id.
         output_logprobs: of the new tokens.
         input_logprobs: of the prompt, from ``logprob_start_len`` on; on the first item only.
+        first_token_s: when the first token arrived, on `time.monotonic`'s clock; None before, and if there is none.
         warnings: what was done otherwise than asked; on the first item only.
         transcript: of the answer, perhaps ahead of this item.
     """
@@ -88,6 +89,7 @@ class Generation(msgspec.Struct, kw_only=True):
     output_logprobs: list[TokenLogprob]
     input_logprobs: list[TokenLogprob]
     queue_time_s: float
+    first_token_s: float | None
     warnings: tuple[str, ...]
     transcript: Transcript
 

@@ -51,7 +51,7 @@ def set_sampling(request: GenerateRequest, params: Mapping[str, Any] | None) -> 
     try:
         found = msgspec.convert(given, NativeSampling, str_keys=True)
     except msgspec.ValidationError as error:
-        raise type_error(str(error), "sampling_params") from None
+        raise type_error(error, "sampling_params") from None
     unset = found.max_new_tokens is msgspec.UNSET
     most = SamplingParams().max_new_tokens if unset else found.max_new_tokens
     request.fit_max_new_tokens = unset or most is None

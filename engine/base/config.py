@@ -100,6 +100,15 @@ class EngineConfig:
         items = ((item, self.get(item.key)) for item in OPTIONS)
         return {item.name: "********" if item.declaration.secret and value else value for item, value in items}
 
+    def describe(self) -> str:
+        """``ServerArgs(port=8000, ...)`` for the log: what was given or is not the default; secrets are hidden."""
+        shown = self.to_flat_dict()
+        told = [item for item in OPTIONS if self._is_given(item) or self.get(item.key) != item.default]
+        return f"ServerArgs({', '.join(f'{item.name}={shown[item.name]!r}' for item in told)})"
+
+    def _is_given(self, item: Option) -> bool:
+        return self.provenance.get(item.key, Origin("default")).source not in ("default", "resolved")
+
     def to_json(self) -> bytes:
         """Everything, secrets included, for handing the configuration to another process of ours."""
         return msgspec.json.encode(self)

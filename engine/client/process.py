@@ -101,7 +101,7 @@ class ProcessClient:
             error = EngineDiedError(_death(self._process.wait()))
             if not started.done():
                 started.set_exception(error)
-            elif not self._closing:
+            elif started.exception() is None and not self._closing:  # else its end is no news
                 logger.error("%s", error.message)
                 on_died(error)
         except BaseException as error:

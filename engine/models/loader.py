@@ -74,6 +74,7 @@ def load_model(
             _fill(intake, seed)
         else:
             _read(model_dir, intake, family.names, tied=model.spec.tied_head)
+        model.finish()
     device.trim()
     return model
 

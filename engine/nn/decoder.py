@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +66,7 @@ class Model:
             if spec.tied_head
             else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False, op="linear.float32")
         )
+        self._fused: FusedDecoder | None = None
         self.kv_specs = tuple(layer.attention.kv_spec for layer in self._layers)
 
     @property
@@ -86,10 +86,9 @@ class Model:
             return self._norm(self._run_fused(self._fused, hidden, batch, kv_layers))
         return self._run_layers(hidden, batch, kv_layers, backend)
 
-    @cached_property
-    def _fused(self) -> FusedDecoder | None:
-        """The layers in one call, once they are loaded, where that is possible."""
-        return fuse(self.spec, self._layers, self._rotations)
+    def finish(self) -> None:
+        """Called once, when all weights are there: joins the layers to one call where that is possible."""
+        self._fused = fuse(self.spec, self._layers, self._rotations)
 
     def _run_fused(
         self, fused: FusedDecoder, hidden: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer]

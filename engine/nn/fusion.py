@@ -10,7 +10,7 @@ from sgl.engine.nn.norm import RmsQKNorm
 from sgl.engine.nn.rope import Rope
 from sgl.engine.nn.spec import ModelSpec
 from sgl.kernels.cpu.decoder import FusedDecoder, FusedLayer
-from sgl.kernels.cpu.linear import NativeLinear
+from sgl.kernels.cpu.linear import NativeLinear, WeightBlock
 
 if TYPE_CHECKING:
     from sgl.engine.nn.decoder import Layer
@@ -21,7 +21,7 @@ def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) 
     attention = spec.layers[0].attention
     shapes = [(replace(layer.attention, window=None), layer.mlp) for layer in spec.layers]
     products = [
-        linear.state
+        linear
         for layer in layers
         for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down)
     ]
@@ -29,10 +29,13 @@ def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) 
         any(shape != shapes[0] for shape in shapes)
         or spec.norm.kind != "rms"
         or not isinstance(rotations[0], Rope)
-        or not all(isinstance(product, NativeLinear) for product in products)
+        or not all(isinstance(product.state, NativeLinear) for product in products)
         or not all(layer.mlp.up.state.form == "gated" for layer in layers)
     ):
         return None
+    block = WeightBlock(sum(product.state.packed_bytes for product in products))
+    for product in products:
+        product.state = block.take(product.state)
     return FusedDecoder(
         [_fused_layer(layer) for layer in layers],
         num_heads=attention.num_heads,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import mmap
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,6 +51,22 @@ class NativeLinear:
         else:
             self.library.sgl_linear_bf16(*operands, y.data_ptr(), 2 if self.form == "gated" else 0)
         return y
+
+
+class WeightBlock:
+    """One stretch of huge pages for the weights of many layers: most are too small to fill huge pages of their own."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._block = torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=torch.bfloat16)
+        self._used = 0
+        native.use_huge_pages(self._block)
+
+    def take(self, linear: NativeLinear) -> NativeLinear:
+        """The same layer with its weight moved here, behind those that came before it."""
+        end = self._used + linear.weight.numel()
+        weight = self._block[self._used : end].copy_(linear.weight)
+        self._used = end
+        return replace(linear, weight=weight)
 
 
 @impl("linear", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
