@@ -51,6 +51,7 @@ $(VENV)/.installed: $(VENV)/bin/python $(PINS)
 	@echo "Installing sgl into $(VENV) (about two minutes the first time) ..."
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --editable .
+	@$(BIN)/sgl kernels > /dev/null  # compiles the CPU kernels, so that the first start does not wait for them
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
