@@ -9,6 +9,7 @@ import termios
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -95,18 +96,32 @@ def open_history(path: Path) -> History:
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
     """Keys do not show while an answer is painted; they are kept for the next prompt. Ctrl-C still interrupts."""
+    before = _modes()
+    if before:
+        _set_modes([*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]])
+    try:
+        yield
+    finally:
+        if before:
+            _set_modes(before)
+
+
+def _modes() -> list[Any]:
+    """The terminal's; nothing where there is no terminal, or it is not ours."""
     with suppress(termios.error, OSError, ValueError):
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-        silent = [*before]
-        silent[3] = before[3] & ~(termios.ECHO | termios.ICANON)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
-        try:
-            yield
-        finally:
-            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        return
-    yield
+        return termios.tcgetattr(sys.stdin.fileno()) if _is_in_foreground() else []
+    return []
+
+
+def _set_modes(modes: list[Any]) -> None:
+    """The system stops a background job that changes its terminal."""
+    with suppress(termios.error, OSError):
+        if _is_in_foreground():
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, modes)
+
+
+def _is_in_foreground() -> bool:
+    return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
 class _Commands(Completer):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,7 +18,7 @@ import sgl
 from sgl.cli import console
 from sgl.cli.help import print_help
 from sgl.engine.base import env
-from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.base.errors import ConfigError, EngineDiedError, SglError
 from sgl.engine.base.options import closest
 
 
@@ -90,22 +93,50 @@ def root(
 def main() -> None:
     """Runs the command line; the process ends with 0, 2 for a mistake of the user's, 130 for Ctrl-C, 1 for ours."""
     try:
-        app()
+        app(prog_name="sgl")
     except SglError as error:
         console.complain(error.message)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, EngineDiedError) else 2)
     except BrokenPipeError:
         console.drop_stdout()
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last place that can say it kindly
-        if env.flag("SGL_DEBUG"):
-            traceback.print_exc()
-        else:
-            what = "".join(traceback.format_exception_only(error)).strip()
-            console.complain(
-                f"this is a bug in sgl: {what}",
-                "Run it again with SGL_DEBUG=1 for the traceback, and please report it.",
-            )
+        _report(error)
         sys.exit(1)
+
+
+def _report(error: Exception) -> None:
+    """Says that it is our fault, and how to tell us more; but for a full disk."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        console.complain(f"{error.strerror}.")
+    elif env.flag("SGL_DEBUG"):
+        traceback.print_exc()
+    else:
+        what = "".join(traceback.format_exception_only(error)).strip()
+        console.complain(
+            f"this is a bug in sgl: {what}",
+            "Run it again with SGL_DEBUG=1 for the traceback, and please report it.",
+        )
+
+
+def program() -> NoReturn:
+    """`main` as a whole process, which ends here and now.
+
+    To take the interpreter down takes seconds once torch is loaded, and aborts if a thread still computes.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or 1
+    except OSError as error:
+        _report(error)
+        code = code or 1
+    logging.shutdown()
+    os._exit(code if isinstance(code, int) else 1)

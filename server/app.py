@@ -19,6 +19,7 @@ from starlette.responses import Response
 from sgl.engine.api import AsyncEngine
 from sgl.engine.base import log
 from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.errors import EngineDiedError
 from sgl.server.auth import Auth
 from sgl.server.body import BodyLimit
 from sgl.server.envelope import Envelope
@@ -54,7 +55,7 @@ def run_server(config: EngineConfig, *, ready: Ready = lambda url: None, start: 
 
     Raises:
         ConfigError: the address cannot be used.
-        SglError: the engine does not start.
+        SglError: the engine does not start, or it stopped before it was told to.
     """
     log.configure(config.observe.log_level, config.observe.log_level_http or config.observe.log_level)
     sock = listen(config.serve.host, config.serve.port)
@@ -114,11 +115,13 @@ async def _serve(config: EngineConfig, sock: socket.socket, ready: Ready, start:
             server.should_exit = True
             await serving
             await state.close()
+    if state.has_died:
+        raise EngineDiedError
 
 
 async def _prepare(state: ServerState, start: StartEngine) -> None:
     """Starts the engine, has it generate one token, and opens the routes."""
-    logger.info("server_args=%s", state.config.to_flat_dict())
+    logger.info("server_args=%s", state.config.describe())
     engine = await _in_daemon_thread(lambda: start(state.config))
     try:
         await generate_one_token(engine, _WARM_UP_TIMEOUT_S)

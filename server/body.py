@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sgl.engine.api.limits import type_error
 from sgl.engine.base.errors import SglError
-from sgl.server.errors import validation_error
 
 T = TypeVar("T")
 MAX_NESTING = 64
@@ -95,7 +95,7 @@ def convert(value: Mapping[str, Any], to: type[T]) -> T:
     try:
         return msgspec.convert(value, to)
     except msgspec.ValidationError as error:
-        raise validation_error(error) from None
+        raise type_error(error) from None
 
 
 def _decode(body: bytes) -> Any:
@@ -116,7 +116,7 @@ def _reason(error: msgspec.DecodeError, body: bytes) -> str:
     lone = _LONE_SURROGATE.search(body)
     if lone is not None:
         return f"holds half a UTF-16 surrogate pair (byte {lone.end() - 6})"
-    text = str(error)
+    text = str(error).partition(" - at ")[0]
     if "truncated" in text:
         return f"ends too early (byte {len(body)})" if body else "is empty; send a JSON object"
     return "is malformed: " + text.removeprefix("JSON is malformed: ")

@@ -57,8 +57,7 @@ async def model_info(request: Request) -> Response:
 
 async def server_info(request: Request) -> Response:
     """Every option (secrets hidden), what the engine holds and does, and the version."""
-    state = state_of(request)
-    engine = state.engine
+    engine = state_of(request).engine
     facts = {
         "max_total_num_tokens": engine.info.max_total_num_tokens,
         "max_req_input_len": engine.info.max_req_input_len,
@@ -66,7 +65,7 @@ async def server_info(request: Request) -> Response:
         "stats": msgspec.structs.asdict(engine.stats),
         "version": sgl.__version__,
     }
-    return JsonResponse({**state.config.to_flat_dict(), **facts})
+    return JsonResponse({**engine.config.to_flat_dict(), **facts})
 
 
 async def flush_cache(request: Request) -> Response:

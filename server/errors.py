@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,27 +60,3 @@ def internal_error(request_id: str) -> SglError:
     """What a client learns about a bug of ours: where to find it in the log."""
     message = f"Internal error; the server's log has the details under request id {request_id}."
     return SglError(message, code="internal_error", status=500)
-
-
-_SENTENCE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
-_NAMED = re.compile(r"Object (?P<problem>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
-_PROBLEMS: Mapping[str, str] = {
-    "contains unknown": "is not a known field",
-    "missing required": "is required",
-}
-_MAX_SHOWN_CHARS = 200
-
-
-def validation_error(error: msgspec.ValidationError) -> SglError:
-    """A type error of msgspec as a sentence that names the field by its dotted path."""
-    found = _SENTENCE.fullmatch(str(error))
-    assert found is not None
-    path, what = (found["path"] or "").removeprefix("."), found["what"]
-    named = _NAMED.fullmatch(what)
-    if named is not None:
-        path, what = f"{path}.{named['name']}".removeprefix("."), _PROBLEMS[named["problem"]]
-    shown = path[:_MAX_SHOWN_CHARS]
-    subject = f"`{shown}`" if shown else "The request body"
-    joined = " " if named is not None else ": "
-    text = f"{subject}{joined}{what[:1].lower()}{what[1:_MAX_SHOWN_CHARS]}."
-    return SglError(text, code="invalid_type" if named is None else "invalid_field", param=shown or None)

@@ -46,25 +46,23 @@ class Metrics:
     def observe(self, request: GenerateRequest) -> Watch:
         """Observer that counts tokens and times."""
         series, start_s = self._series, time.monotonic()
-        first_s: dict[int, float] = {}
+        begun: set[int] = set()
 
         def watch(item: Generation) -> None:
-            elapsed_s = time.monotonic() - start_s
-            if item.index not in first_s:
-                first_s[item.index] = elapsed_s
-                series.time_to_first_token_s.observe(elapsed_s)
+            now_s, first_s = time.monotonic(), item.first_token_s
+            if first_s is not None and item.index not in begun:
+                begun.add(item.index)
+                series.time_to_first_token_s.observe(first_s - start_s)
             if item.finish_reason is None:
                 return
             series.num_requests.inc()
             series.prompt_tokens.inc(item.prompt_tokens)
             series.generation_tokens.inc(item.completion_tokens)
-            series.e2e_latency_s.observe(elapsed_s)
-            series.generate_latency_s.observe(elapsed_s)
-            num_tokens = item.completion_tokens
-            if request.stream:  # else the first token came with all others, and its time counts too
-                elapsed_s, num_tokens = elapsed_s - first_s[item.index], num_tokens - 1
-            if num_tokens > 0:
-                series.time_per_output_token_s.observe(elapsed_s / num_tokens)
+            series.e2e_latency_s.observe(now_s - start_s)
+            series.generate_latency_s.observe(now_s - start_s)
+            num_later = item.completion_tokens - 1
+            if first_s is not None and num_later > 0:
+                series.time_per_output_token_s.observe((now_s - first_s) / num_later)
 
         return watch
 

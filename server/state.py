@@ -38,6 +38,11 @@ class ServerState:
             raise OverloadedError("The model is still loading; try again soon.")
         return self._engine
 
+    @property
+    def has_died(self) -> bool:
+        """Whether the engine stopped without having been told to."""
+        return self._engine is not None and not self._engine.alive
+
     def start(self, engine: AsyncEngine) -> None:
         """Opens the routes that need the engine."""
         self._engine = engine

@@ -1,6 +1,6 @@
 """Makes ``python -m sgl`` the ``sgl`` command."""
 
-from sgl.cli.main import main
+from sgl.cli.main import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -165,9 +165,7 @@ class _Batch:
         """
         if (prompt is None) == (input_ids is None):
             raise SglError("Either text, input_ids or input_embeds should be provided.", param="prompt")
-        is_list = not isinstance(prompt, str) if input_ids is None else not _are_numbers(input_ids)
-        contents = input_ids if prompt is None else prompt
-        contents = contents if is_list else [contents]
+        contents, is_list = _texts(prompt) if input_ids is None else _id_lists(input_ids)
         columns = [_column(value, len(contents), name, is_list) for name, value in zip(_LISTS, lists, strict=True)]
         requests = []
         for content, sampling, logprob, start, num_top, rid in zip(contents, *columns, strict=True):
@@ -250,8 +248,23 @@ def _close(engine: AsyncEngine, loop: _LoopThread) -> None:
     loop.close()
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return not values or not isinstance(values[0], Sequence)
+def _texts(prompt: Any) -> tuple[list[Any], bool]:
+    """The prompts, and whether they came as a list."""
+    if isinstance(prompt, str | bytes):
+        return [prompt], False
+    if not isinstance(prompt, Iterable):
+        raise SglError(f"prompt must be a text or a list of texts, got {prompt!r:.40}.", param="prompt")
+    return list(prompt), True
+
+
+def _id_lists(ids: Any) -> tuple[list[Any], bool]:
+    """The prompts, and whether they came as a list; arrays are fine."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        message = f"input_ids must be a list of token ids or a list of such lists, got {ids!r:.40}."
+        raise SglError(message, param="input_ids")
+    rows = list(ids)
+    is_list = bool(rows) and isinstance(rows[0], Iterable)
+    return ([list(row) if isinstance(row, Iterable) else row for row in rows], True) if is_list else ([rows], False)
 
 
 def _column(value: Any, count: int, name: str, is_list: bool) -> list[Any]:

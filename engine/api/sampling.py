@@ -47,6 +47,9 @@ def set_sampling(request: GenerateRequest, params: Mapping[str, Any] | None) -> 
     Raises:
         SglError: 400; the object has an unknown field or a value of the wrong type.
     """
+    if not isinstance(params, Mapping | None):
+        message = f"sampling_params must be an object, got {params!r:.40}."
+        raise SglError(message, code="invalid_type", param="sampling_params")
     given = {key: value for key, value in (params or {}).items() if value is not None or key == "max_new_tokens"}
     try:
         found = msgspec.convert(given, NativeSampling, str_keys=True)

@@ -9,7 +9,7 @@ class SglError(Exception):
     Args:
         message: one sentence that names the field, the value and the fix.
         code: a stable machine-readable name, e.g. ``context_length_exceeded``.
-        status: the HTTP status a server answers with; the CLI exits with 2 whatever it is.
+        status: the HTTP status a server answers with; the CLI exits with 2, or 1 if the engine has died.
         param: the request field or flag at fault.
         retryable: whether the same request may succeed later.
     """

@@ -59,12 +59,20 @@ class Terminal:
 
 
 @contextmanager
-def terminal(words: Sequence[str], environment: Mapping[str, str], width: int = 100) -> Iterator[Terminal]:
-    """``python -m sgl`` with these words in a terminal of its own; killed at the end if it still runs."""
+def terminal(
+    words: Sequence[str], environment: Mapping[str, str], width: int = 100, *, background: bool = False
+) -> Iterator[Terminal]:
+    """``python -m sgl`` with these words in a terminal of its own; killed at the end if it still runs.
+
+    Args:
+        background: whether it is a background job of a shell.
+    """
+    command = [sys.executable, "-m", "sgl", *words]
+    if background:
+        command = ["/bin/sh", "-mc", '"$@" & wait', "sh", *command]
     pid, descriptor = pty.fork()
     if pid == 0:
-        command = [sys.executable, "-m", "sgl", *words]
-        os.execve(sys.executable, command, {"TERM": "xterm", "PATH": "/usr/bin:/bin", **environment})
+        os.execve(command[0], command, {"TERM": "xterm", "PATH": "/usr/bin:/bin", **environment})
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     try:
         yield Terminal(pid, descriptor)

@@ -203,3 +203,10 @@ def test_a_missing_server_is_told_at_once(fake: FakeServer) -> None:
     with terminal(["chat", "--url", "127.0.0.1:1"], {}) as shown:
         shown.expect("Error: No server answers at http://127.0.0.1:1/v1")
         assert shown.wait() == 2
+
+
+def test_a_background_job_is_not_stopped(fake: FakeServer) -> None:
+    words = ["chat", "--url", fake.url, "-p", "from behind"]
+    with terminal(words, ENVIRONMENT, background=True) as screen:
+        screen.expect("from behind")
+        assert screen.wait() == 0

@@ -6,12 +6,13 @@ import importlib
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import sgl
 from sgl.cli import main
-from sgl.engine.base.errors import SglError
+from sgl.engine.base.errors import EngineDiedError, SglError
 
 HEAVY = (
     "torch",
@@ -48,6 +49,33 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         main.main()
     assert isinstance(caught.value.code, int)
     return caught.value.code
+
+
+def test_the_end_does_not_wait_for_a_thread_that_computes() -> None:
+    """The interpreter's own end would abort: a thread that comes back from C++ then finds no interpreter."""
+    code = """
+import sys, threading, torch
+torch.set_num_threads(1)
+matrix, computes = torch.randn(1500, 1500), threading.Event()
+def compute():
+    while True:
+        computes.set()
+        torch.tanh(matrix @ matrix)
+threading.Thread(target=compute, daemon=True).start()
+computes.wait()
+sys.argv = ["sgl", "--version"]
+from sgl.cli.main import program
+program()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sgl {sgl.__version__}\n", "")
+
+
+def test_a_full_disk_is_not_a_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sgl", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: No space left on device.\n")
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--help"), ("chat", "--help")])
@@ -111,7 +139,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def run_main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     """The exit code when a command raises ``error``."""
 
-    def fail() -> None:
+    def fail(**options: str) -> None:
         raise error
 
     monkeypatch.setattr(main, "app", fail)
@@ -135,6 +163,8 @@ def test_a_bug_says_so_and_how_to_get_the_traceback(
 def test_other_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(monkeypatch, SglError("Do [this] instead.")) == 2
     assert capsys.readouterr().err == "Error: Do [this] instead.\n"
+    assert run_main(monkeypatch, EngineDiedError("It died.")) == 1
+    assert capsys.readouterr().err == "Error: It died.\n"
     assert run_main(monkeypatch, KeyboardInterrupt()) == 130
     monkeypatch.setattr(main.console, "drop_stdout", lambda: None)
     assert run_main(monkeypatch, BrokenPipeError()) == 1

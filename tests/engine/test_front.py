@@ -310,7 +310,9 @@ def test_a_text_far_beyond_the_context_is_not_tokenized_whole(path: Path, monkey
             return encode(text, **options)
 
         monkeypatch.setattr(engine.tokenizer, "encode", watched)
-        with pytest.raises(SglError, match=r"^The input \(more than 128 tokens\) is longer than the model's context") as error:
+        with pytest.raises(
+            SglError, match=r"^The input \(more than 128 tokens\) is longer than the model's context"
+        ) as error:
             await collect(engine, GenerateRequest(text="ab " * 1_000_000, sampling=greedy(1)))
         assert (error.value.code, error.value.param) == ("context_length_exceeded", "text")
         assert sum(seen) < 10_000

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 
 import sgl
@@ -95,6 +97,10 @@ def test_streams_of_lists_have_an_index(engine: sgl.Engine) -> None:
         ({"prompt": ["a", "b"], "sampling_params": [{}]}, "sampling_params must have one entry for each of the 2"),
         ({"prompt": "a", "sampling_params": {"temperature": -1}}, "temperature must be non-negative, got -1."),
         ({"prompt": "a", "sampling_params": {"top": 1}}, "`sampling_params.top` is not a known field."),
+        ({"prompt": "a", "sampling_params": "x"}, "sampling_params must be an object, got 'x'."),
+        ({"prompt": "a", "sampling_params": [{}]}, "sampling_params must be an object, got [{}]."),
+        ({"prompt": 5}, "prompt must be a text or a list of texts, got 5."),
+        ({"input_ids": 5}, "input_ids must be a list of token ids or a list of such lists, got 5."),
         ({"prompt": "a\ud800"}, "text has an unpaired surrogate"),
         ({"prompt": ""}, "The prompt is empty"),
         ({"input_ids": [10**6]}, "token id 1000000 is outside the vocabulary"),
@@ -102,9 +108,18 @@ def test_streams_of_lists_have_an_index(engine: sgl.Engine) -> None:
     ],
 )
 def test_bad_requests_are_refused_and_the_engine_goes_on(engine: sgl.Engine, arguments: dict, message: str) -> None:
-    with pytest.raises(SglError, match=message.replace("(", r"\(")):
+    with pytest.raises(SglError, match=re.escape(message)):
         engine.generate(**arguments)
     assert engine.generate("Hello", GREEDY)["text"]
+
+
+def test_ids_may_be_an_array(engine: sgl.Engine) -> None:
+    ids = engine.tokenizer.encode("Hello")
+    expected = engine.generate(input_ids=ids, sampling_params=GREEDY)["text"]
+    assert engine.generate(input_ids=numpy.array(ids), sampling_params=GREEDY)["text"] == expected
+    assert [o["text"] for o in engine.generate(input_ids=numpy.array([ids, ids]), sampling_params=GREEDY)] == [
+        expected
+    ] * 2
 
 
 def test_within_a_running_event_loop(engine: sgl.Engine) -> None:

@@ -126,7 +126,7 @@ def test_a_body_at_the_limit_passes() -> None:
     assert _post(body).status_code == 200
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999"])
 def test_numbers_without_end_are_refused(number: bytes) -> None:
     error = _post(b'{"a": [' + number + b"]}").json()["error"]
     assert (error["code"], "out of range" in error["message"], "$" in error["message"]) == ("invalid_json", True, False)

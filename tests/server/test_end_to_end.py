@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -210,7 +211,24 @@ def test_the_whole_program(checkpoint: Path) -> None:
     with closing(Process(*arguments)) as program:
         url = program.wait_for(r" running on (\S+)")[1]
         program.wait_for("ready to roll")
-        answer = httpx.post(f"{url}/v1/chat/completions", json={"messages": HI, "max_tokens": 5}, timeout=30)
+        body = {"messages": HI, "max_tokens": 5, "ignore_eos": True}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
         assert answer.json()["usage"]["completion_tokens"] == 5
         program.popen.send_signal(signal.SIGTERM)
         assert program.wait() == 0
+
+
+def test_the_program_without_its_engine(checkpoint: Path) -> None:
+    options = ["--device", "cpu", "--dtype", "float32", "--cpu-threads", "1", "--max-total-tokens", "2048"]
+    arguments = ["-m", "sgl", "serve", "--model-path", str(checkpoint), "--port", "0", *options]
+    with closing(Process(*arguments)) as program:
+        url = program.wait_for(r" running on (\S+)")[1]
+        program.wait_for("ready to roll")
+        tasks = Path(f"/proc/{program.popen.pid}/task").iterdir()
+        (engine,) = (pid for task in tasks for pid in (task / "children").read_text().split())
+        os.kill(int(engine), signal.SIGKILL)
+        program.wait_for("The engine process was killed by SIGKILL")
+        assert httpx.get(f"{url}/health", timeout=30).status_code == 503
+        program.popen.send_signal(signal.SIGTERM)
+        assert program.wait() == 1
+        assert program.log[-1] == "Error: The engine has stopped; see its log for the reason."
