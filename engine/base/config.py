@@ -264,6 +264,12 @@ def _dtype(draft: Draft) -> Computed:
     if stored in ("bfloat16", "float16", "float32"):
         slow = "; on a CPU --dtype bfloat16 is faster" if stored == "float16" and not draft.on_gpu else ""
         return stored, f"the checkpoint's{slow}"
+    if stored:
+        raise ConfigError(
+            f"config.json names the precision {stored!r}, which is not supported; pass --dtype bfloat16, float16 or "
+            "float32 if the weights can be converted.",
+            param="--dtype",
+        )
     return "bfloat16", "config.json names no precision"
 
 

@@ -21,6 +21,8 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         ModelError: there is none.
     """
     names = hf_config.get("architectures") or []
+    if not isinstance(names, list):
+        raise ModelError(f"config.json: architectures must be a list of names, got {names!r}.")
     for name in names:
         if name in _BY_ARCHITECTURE:
             return _BY_ARCHITECTURE[name]

@@ -57,6 +57,12 @@ def test_dtype(asked: str, hf: dict[str, object], dtype: str) -> None:
     assert resolved(hf=hf | {"n_positions": 8}, model__dtype=asked).model.dtype == dtype
 
 
+def test_a_precision_that_is_not_supported_is_named() -> None:
+    with pytest.raises(ConfigError, match="'int4', which is not supported; pass --dtype"):
+        resolved(hf={"dtype": "int4", "n_positions": 8})
+    assert resolved(hf={"dtype": "int4", "n_positions": 8}, model__dtype="float32").model.dtype == "float32"
+
+
 @pytest.mark.parametrize(
     ("hf", "length"),
     [

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sgl.engine.base.device import open_device
 from sgl.engine.base.errors import ModelError
 from sgl.engine.models.loader import load_model, read_config
+from sgl.engine.models.registry import family_of
 from sgl.engine.nn.decoder import Model
 from sgl.kernels.registry import bind
 from tests.models import oracle
@@ -199,3 +200,8 @@ def test_config_json_is_read_with_overrides(llama: Path) -> None:
     (llama / "config.json").write_text("[1]")
     with pytest.raises(ModelError, match="JSON object"):
         read_config(llama, {})
+
+
+def test_architectures_must_be_a_list() -> None:
+    with pytest.raises(ModelError, match="architectures must be a list of names, got 'LlamaForCausalLM'"):
+        family_of({"architectures": "LlamaForCausalLM"})

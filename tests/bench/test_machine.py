@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl.bench import machine
+from sgl.bench.machine import Kernels, Sizes, measure
+from sgl.cli import bench_machine
+from sgl.kernels.cpu import native
+from tests.cli.test_main import run
+
+SMALL = Sizes(probe_bytes=1 << 16, matmul=16, gemv=(64, 32), gemm=(8, 64, 32), budget_s=0.001)
+CACHED = {"matmul_fp32", "matmul_bf16", "gemm_bf16", "native_call", "thread_team", "python_call", "torch_op"}
+ALWAYS = {"read_bandwidth", "copy_bandwidth", "gemv_bandwidth"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache_and_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+class Books:
+    """Stands in for the engine's kernels and notes what was asked of them."""
+
+    def __init__(self) -> None:
+        self.shapes: set[tuple[int, ...]] = set()
+        self.threads: list[int] = []
+
+    def pack(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        def linear(x: Tensor) -> Tensor:
+            self.shapes.add((x.shape[0], *weight.shape))
+            return x @ weight.T
+
+        return linear
+
+    def kernels(self, build: str = "1", missing: str = "") -> Kernels:
+        return Kernels(build, self.pack, lambda: None, self.threads.append, missing)
+
+
+def test_everything_is_measured_once_and_bandwidth_again() -> None:
+    books, notes = Books(), list[str]()
+    first = measure(books.kernels(), sizes=SMALL)
+    assert first.figures.keys() == CACHED | ALWAYS and first.cached == ()
+    assert all(value > 0 for name, value in first.figures.items() if name != "thread_team")
+    assert books.shapes == {(1, 64, 32), (8, 64, 32)}
+    second = measure(books.kernels(), sizes=SMALL, note=notes.append)
+    assert set(second.cached) == CACHED and notes == ["memory bandwidth", "the engine's matrix-vector product"]
+    assert {name: second.figures[name] for name in CACHED} == {name: first.figures[name] for name in CACHED}
+
+
+def test_fresh_measures_everything() -> None:
+    measure(Books().kernels(), sizes=SMALL)
+    assert measure(Books().kernels(), sizes=SMALL, fresh=True).cached == ()
+
+
+@pytest.mark.parametrize("change", ["kernels", "machine"])
+def test_other_code_or_another_machine_has_other_figures(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    measure(Books().kernels(), sizes=SMALL)
+    if change == "machine":
+        monkeypatch.setattr("sgl.engine.base.machine.cores", lambda root: 77)
+    again = measure(Books().kernels("2" if change == "kernels" else "1"), sizes=SMALL)
+    assert again.cached == ()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"matmul_fp32": "fast"}', "\xff"])
+def test_a_broken_cache_is_none(own_cache_and_threads: Path, content: str) -> None:
+    measure(Books().kernels(), sizes=SMALL)
+    (file,) = (own_cache_and_threads / "sgl" / "bench").iterdir()
+    file.write_bytes(content.encode("latin-1"))
+    assert measure(Books().kernels(), sizes=SMALL).cached == ()
+
+
+def test_without_a_compiler_the_rest_is_measured() -> None:
+    ceilings = measure(Books().kernels(missing="no C++ compiler was found"), sizes=SMALL)
+    assert "gemv_bandwidth" not in ceilings.figures and "matmul_bf16" in ceilings.figures
+    assert ceilings.to_dict()["note"] == "no C++ compiler was found"
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_next_run_uses_it() -> None:
+    books = Books()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    broken = Kernels("1", books.pack, interrupt, books.threads.append)
+    ceilings = measure(broken, sizes=SMALL)
+    assert ceilings.interrupted and ceilings.figures.keys() == (CACHED | ALWAYS) - {
+        *("native_call", "thread_team", "python_call", "torch_op")
+    }
+    assert books.threads[-1] == torch.get_num_threads()  # as it was before
+    assert set(measure(books.kernels(), sizes=SMALL).cached) == {"matmul_fp32", "matmul_bf16", "gemm_bf16"}
+
+
+def test_shares_are_of_what_binds() -> None:
+    ceilings = machine.Ceilings({}, {"read_bandwidth": 20e9, "gemv_bandwidth": 15e9, "matmul_bf16": 400.0})
+    assert ceilings.share("gemv_bandwidth") == 0.75
+    assert ceilings.share("gemm_bf16") is None and ceilings.share("torch_op") is None
+    assert ceilings.to_dict()["gemv_bandwidth_share"] == 0.75
+
+
+def test_threads_double_up_to_all() -> None:
+    assert machine._thread_counts(1) == [1]
+    assert machine._thread_counts(6) == [1, 2, 4, 6]
+    assert machine._thread_counts(8) == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_first_round_counts_only_if_it_takes_the_whole_budget(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    now_s, took_s = 0.0, iter([0.5 if slow else 0.05, 0.03, 0.02, 0.04, 0.04, 0.04])
+
+    def step() -> None:
+        nonlocal now_s
+        now_s += next(took_s)
+
+    monkeypatch.setattr("sgl.bench.machine.time.perf_counter", lambda: now_s)
+    assert machine._best(step, budget_s=0.2) == pytest.approx(0.5 if slow else 0.02)
+
+
+@pytest.fixture
+def small_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.bench.machine.measure", functools.partial(measure, sizes=SMALL))
+    monkeypatch.setattr("sgl.cli.bench_machine._kernels", Books().kernels)
+
+
+@pytest.mark.usefixtures("small_command")
+def test_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "bench", "machine") == 0
+    table = capsys.readouterr().out
+    assert "memory: read" in table and "of torch's bf16" in table and "Python call" in table
+    assert run(monkeypatch, "bench", "machine", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content.keys() >= CACHED | ALWAYS | {"machine", "sgl_version", "gemv_bandwidth_share", "gemm_bf16_share"}
+    assert set(content["cached"]) == CACHED
+    assert run(monkeypatch, "bench", "machine", "--fresh") == 0
+    assert "cached" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(bool(native.missing()), reason="no C++ compiler")
+def test_the_kernels_are_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the compiled kernels of the usual cache
+    kernels = bench_machine._kernels()
+    weight, x = torch.randn(70, 32).bfloat16(), torch.randn(3, 32).bfloat16()
+    torch.testing.assert_close(kernels.pack(weight)(x).float(), x.float() @ weight.float().T, atol=0.05, rtol=0.02)
+    kernels.call()
+    kernels.set_threads(1)
+    kernels.call()
