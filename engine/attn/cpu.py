@@ -35,6 +35,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self.library: ctypes.CDLL = native.library()
+        native.set_threads(self.library, torch.get_num_threads())
 
     def plan(self, batch: ForwardBatch) -> ForwardBatch:
         return batch
@@ -73,7 +74,6 @@ class CpuBackend:
             head_dim,
             kv.page_size,
             scale,
-            0.0,
             window or 0,
             out.data_ptr(),
         )

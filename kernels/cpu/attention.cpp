@@ -32,14 +32,6 @@ struct Partial {
   float out[kGroup * kMaxDim];
 };
 
-static inline f32x16 tanh_lanes(f32x16 x) {
-  i32x16 negative = x < 0.0f;
-  f32x16 magnitude = select(negative, -x, x);
-  f32x16 e = exp_lanes(magnitude * -2.0f);
-  f32x16 t = (1.0f - e) / (1.0f + e);
-  return select(negative, -t, t);
-}
-
 static const bf16* sub_page(const Batch& b, const bf16* cache, const Item& item, int token) {
   int64_t page = b.page_table[item.request * b.max_pages + token / b.page_size];
   return cache + ((page * b.kv_heads + item.head) * b.page_size + token % b.page_size) * b.dim;
@@ -110,7 +102,6 @@ static void attend_tile(const Batch& b, const bf16* const (&q)[kTile], const int
     f32x16 best = splat(kMasked);
     for (int c = 0; c < kSubs; ++c) {
       f32x16 x = s[r][c] * b.scale;
-      if (b.softcap > 0) x = tanh_lanes(x / b.softcap) * b.softcap;
       i32x16 token = lane + (begin + c * kSub);
       x = select((token <= last) & (token >= first), x, splat(kMasked));
       s[r][c] = x;
@@ -260,8 +251,8 @@ extern "C" {
 
 void sgl_attention(const bf16* q, int64_t ldq, const bf16* k, const bf16* v, const int32_t* cu_q,
                    const int32_t* seq_lens, const int32_t* page_table, int64_t max_pages, int rows, int heads,
-                   int kv_heads, int dim, int page_size, float scale, float softcap, int window, bf16* out) {
-  attend({q, ldq, k, v, cu_q, seq_lens, page_table, max_pages, rows, heads, kv_heads, dim, page_size, scale, softcap,
-          window, out});
+                   int kv_heads, int dim, int page_size, float scale, int window, bf16* out) {
+  attend({q, ldq, k, v, cu_q, seq_lens, page_table, max_pages, rows, heads, kv_heads, dim, page_size, scale, window,
+          out});
 }
 }

@@ -181,14 +181,13 @@ static inline f32x16 exp_lanes(f32x16 x) {
 using Body = void (*)(void*);
 extern void (*gomp_parallel)(Body, void*, unsigned, unsigned);
 extern int (*omp_thread)();
+extern int (*omp_threads)();
 extern int num_threads;
 
 // The threads of one native call. Within `together` every thread runs the same code; `parallel` and `dynamic` then
 // share out their work and wait for each other, which costs a tenth of starting a team for every loop.
 struct Team {
-  explicit Team(int threads) : size(threads) {}
-
-  void barrier() {
+  void barrier(int size) {
     if (size == 1) return;
     int now = phase.load(std::memory_order_relaxed);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
@@ -209,7 +208,6 @@ struct Team {
   }
 
   static constexpr int kSpins = 4000;
-  const int size;
   void* shared = nullptr;                   // what one thread made for all
   std::atomic<int64_t> next[2] = {0, 0};    // of `dynamic`, in turns: while one is used the other is reset
   alignas(64) std::atomic<int> arrived{0};
@@ -218,7 +216,9 @@ struct Team {
 
 struct Place {
   Team* team = nullptr;
-  int rank = 0, turn = 0;
+  int rank = 0, size = 1, turn = 0;
+
+  void wait() { team->barrier(size); }
 };
 extern thread_local Place place;
 
@@ -230,27 +230,26 @@ static inline void together(const F& f) {
     Team team;
     static void run(void* raw) {
       auto* call = (Call*)raw;
-      place = {&call->team, call->team.size > 1 ? omp_thread() : 0, 0};
+      place = {&call->team, omp_thread(), omp_threads(), 0};  // OpenMP may give fewer threads than it was asked for
       (*call->f)();
       place = {};
     }
   };
-  Call call{&f, Team(num_threads)};
-  if (num_threads > 1) gomp_parallel(&Call::run, &call, unsigned(num_threads), 0);
-  else Call::run(&call);
+  Call call{&f, {}};
+  gomp_parallel(&Call::run, &call, unsigned(num_threads), 0);
 }
 
 // Calls f(begin, end) for a partition of [0, count) into at most one range per thread, of at least `grain` each.
 template <typename F>
 static inline void parallel(int64_t count, const F& f, int64_t grain = 1) {
   if (!place.team) return together([&] { parallel(count, f, grain); });
-  int64_t parts = count / grain < place.team->size ? count / grain : place.team->size;
+  int64_t parts = count / grain < place.size ? count / grain : place.size;
   if (parts < 1) parts = 1;
   if (place.rank < parts) {
     int64_t begin = count * place.rank / parts, end = count * (place.rank + 1) / parts;
     if (begin < end) f(begin, end);
   }
-  place.team->barrier();
+  place.wait();
 }
 
 // Calls f(i) for every i in [0, count), handing the next one to whichever thread is free.
@@ -261,16 +260,16 @@ static inline void dynamic(int64_t count, const F& f) {
   place.turn ^= 1;
   if (place.rank == 0) place.team->next[place.turn].store(0, std::memory_order_relaxed);
   for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
-  place.team->barrier();
+  place.wait();
 }
 
 // The address that make() returned on one thread of the team, for all of them.
 template <typename F>
 static inline void* once(const F& make) {
   if (place.rank == 0) place.team->shared = make();
-  place.team->barrier();
+  place.wait();
   void* made = place.team->shared;
-  place.team->barrier();
+  place.wait();
   return made;
 }
 

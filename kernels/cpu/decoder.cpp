@@ -7,6 +7,7 @@ namespace sgl {
 
 void (*gomp_parallel)(Body, void*, unsigned, unsigned) = nullptr;
 int (*omp_thread)() = nullptr;
+int (*omp_threads)() = nullptr;
 int num_threads = 1;
 thread_local Place place;
 
@@ -37,9 +38,11 @@ struct Step {
   const int32_t *cu_q, *seq_lens, *page_table;
 };
 
-void sgl_threads(void* parallel, void* thread, int count) {
+// The entry points of the OpenMP runtime to use, and how many threads to ask it for.
+void sgl_threads(void* parallel, void* thread, void* threads, int count) {
   gomp_parallel = (void (*)(Body, void*, unsigned, unsigned))parallel;
   omp_thread = (int (*)())thread;
+  omp_threads = (int (*)())threads;
   num_threads = count;
 }
 
@@ -69,7 +72,7 @@ void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, 
     Heads heads{int(s.heads), int(s.kv_heads), int(s.dim), int(s.page_size), w.q_norm, w.k_norm, s.eps};
     rope_and_store(qkv, tokens, heads, {cos, sin}, step->loc, w.k_cache, w.v_cache);
     attend({qkv, width, w.k_cache, w.v_cache, step->cu_q, step->seq_lens, step->page_table, step->max_pages,
-            int(step->rows), int(s.heads), int(s.kv_heads), int(s.dim), int(s.page_size), s.scale, 0.0f, int(w.window),
+            int(step->rows), int(s.heads), int(s.kv_heads), int(s.dim), int(s.page_size), s.scale, int(w.window),
             attended});
     linear(attended, tokens, mixed, w.out, s.hidden, w.out_bias, hidden, Epilogue::residual);
     rms_norm(hidden, tokens, s.hidden, w.mlp_norm, s.eps, normed);

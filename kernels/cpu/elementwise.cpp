@@ -88,10 +88,6 @@ using namespace sgl;
 
 extern "C" {
 
-void sgl_rms_norm(const bf16* x, int64_t rows, int64_t width, const bf16* weight, float eps, bf16* out) {
-  rms_norm(x, rows, width, weight, eps, out);
-}
-
 // k, v [T, Hkv, D] with token strides ldk, ldv; loc [T] = page * page_size + offset.
 void sgl_kv_store(const bf16* k, int64_t ldk, const bf16* v, int64_t ldv, const int64_t* loc, int64_t tokens,
                   int kv_heads, int dim, int page_size, bf16* k_cache, bf16* v_cache) {

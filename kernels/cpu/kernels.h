@@ -17,7 +17,7 @@ struct Batch {
   const int32_t* page_table;  // [B, max_pages]
   int64_t max_pages;
   int rows, heads, kv_heads, dim, page_size;
-  float scale, softcap;       // softcap 0: none
+  float scale;
   int window;                 // 0: none; else the number of tokens, itself included, that a query sees
   bf16* out;                  // [T, H, D]
 };

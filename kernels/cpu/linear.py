@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,9 +56,8 @@ class WeightBlock:
     """One stretch of huge pages for the weights of many layers: most are too small to fill huge pages of their own."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._block = torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=torch.bfloat16)
+        self._block = native.anonymous(size_bytes // 2, torch.bfloat16)
         self._used = 0
-        native.use_huge_pages(self._block)
 
     def take(self, linear: NativeLinear) -> NativeLinear:
         """The same layer with its weight moved here, behind those that came before it."""
@@ -104,8 +102,8 @@ def pack(weight: Tensor, bias: Tensor | None, form: Form, *, width: int | None =
     library = native.library()
     columns, inner = weight.shape
     panels = -(-columns // PANEL)
-    packed = torch.empty(panels * PANEL * inner, dtype=torch.bfloat16)
-    native.use_huge_pages(packed)
-    library.sgl_pack_bf16(weight.contiguous().data_ptr(), columns, inner, packed.data_ptr())
+    packed = native.anonymous(panels * PANEL * inner, torch.bfloat16)
+    weight = weight.contiguous()
+    library.sgl_pack_bf16(weight.data_ptr(), columns, inner, packed.data_ptr())
     padded = None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - columns))
     return NativeLinear(packed, padded, inner, width or columns, form, library)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import mmap
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,21 +35,17 @@ ISA_FLAGS = {
     "generic": (),
 }
 
-HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
-
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {
-    "sgl_threads": (_POINTER, _POINTER, _INT),
+    "sgl_threads": (_POINTER, _POINTER, _POINTER, _INT),
     "sgl_pack_bf16": (_POINTER, _LONG, _LONG, _POINTER),
     "sgl_linear_bf16": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT),
     "sgl_linear_bf16_f32": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
-    "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
     "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER),
     "sgl_attention": (
         *(_POINTER, _LONG, *[_POINTER] * 5, _LONG),
         *([_INT] * 5),
-        *(_FLOAT, _FLOAT, _INT, _POINTER),
+        *(_FLOAT, _INT, _POINTER),
     ),
     "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 5),
 }
@@ -60,13 +58,16 @@ def compiler() -> str | None:
     return next((found for name in (asked, "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
 
 
+@functools.cache
 def missing() -> str:
     """Why the C++ kernels cannot be had on this machine; empty if they can."""
     if compiler() is None:
         return "no C++ compiler was found (install g++, or set CXX)"
     try:
         library()
-    except (OSError, subprocess.SubprocessError) as error:
+    except subprocess.CalledProcessError as error:
+        return f"building the C++ kernels failed: {(error.stderr.strip().splitlines() or [str(error)])[0]}"
+    except OSError as error:
         return f"building the C++ kernels failed: {error}"
     return ""
 
@@ -90,27 +91,30 @@ def library(isa: str | None = None) -> ctypes.CDLL:
 def set_threads(lib: ctypes.CDLL, count: int) -> None:
     """Lets the kernels use ``count`` threads of torch's own team: a second team would fight it for the cores."""
     team = ctypes.CDLL(_openmp())
-    lib.sgl_threads(ctypes.cast(team.GOMP_parallel, _POINTER), ctypes.cast(team.omp_get_thread_num, _POINTER), count)
+    entries = (team.GOMP_parallel, team.omp_get_thread_num, team.omp_get_num_threads)
+    lib.sgl_threads(*(ctypes.cast(entry, _POINTER) for entry in entries), count)
 
 
-def use_huge_pages(tensor: torch.Tensor) -> None:
-    """Asks the kernel for 2 MiB pages below a tensor not yet written: streaming weights misses the TLB less."""
-    first = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-    size = (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE * HUGE_PAGE - first
-    if size > 0:
-        # A refusal costs speed only, so the result is not looked at.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+def anonymous(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """``count`` zeros in memory of their own, which goes back to the system with the tensor.
+
+    In 2 MiB pages where the system allows: streaming weights misses the TLB less.
+    """
+    memory = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a refusal costs speed only
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=count)
 
 
-def build(isa: str, extra_flags: Sequence[str] = ()) -> Path:
+def build(isa: str) -> Path:
     """Path of the compiled library; compiles it if no library of the same content exists."""
     cxx = compiler()
     if cxx is None:
         raise OSError("no C++ compiler")
     folder = Path(__file__).parent
-    command = [cxx, *FLAGS, *ISA_FLAGS[isa], *extra_flags, *(str(folder / source) for source in SOURCES)]
+    command = [cxx, *FLAGS, *ISA_FLAGS[isa], *(str(folder / source) for source in SOURCES)]
     digest = hashlib.sha256()
-    digest.update("\0".join([_version(cxx), *FLAGS, *ISA_FLAGS[isa], *extra_flags]).encode())
+    digest.update("\0".join([_version(cxx), *FLAGS, *ISA_FLAGS[isa]]).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((folder / name).read_bytes())
     cache = env.cache_dir() / "kernels"
