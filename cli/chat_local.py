@@ -51,10 +51,11 @@ class LocalBackend:
 
         engine, template = self._engine, self._engine.template
         prompt = engine.tokenizer.encode(template.render(messages), add_special_tokens=False)
-        room = engine.info.context_len - len(prompt) - 1
-        if room < min(_ROOM, engine.info.context_len // 4):
+        longest = min(engine.info.context_len, engine.info.max_total_num_tokens)
+        room = longest - len(prompt) - 1
+        if room < min(_ROOM, longest // 4):
             raise ContextFullError(
-                f"The conversation has {len(prompt)} tokens; the model's context is {engine.info.context_len}.",
+                f"The conversation has {len(prompt)} tokens; context and KV cache hold {longest}.",
                 code="context_length_exceeded",
             )
         request = GenerateRequest(
@@ -87,9 +88,16 @@ def own_defaults(path: Path) -> Params:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told.get("do_sample") is False:
             return {"temperature": 0.0}
-        return {name: parse_parameter(name, told[name]) for name in _DEFAULTS if told.get(name) is not None}
-    except (OSError, ValueError, AttributeError, ChatError):
+        found = {name: told[name] for name in _DEFAULTS if told.get(name) is not None}
+    except (OSError, ValueError, AttributeError):
         return {}
+    if found.get("top_k") == 0:
+        found["top_k"] = -1  # transformers' way to say that all tokens are allowed
+    defaults: Params = {}
+    for name, value in found.items():
+        with contextlib.suppress(ChatError):  # a default that makes no sense is no default
+            defaults[name] = parse_parameter(name, value)
+    return defaults
 
 
 def sampling(params: Params, room: int, stop_token_ids: tuple[int, ...]) -> SamplingParams:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl.engine.base.budget import Budget
 from sgl.engine.base.config import EngineConfig
-from sgl.engine.base.errors import SglError
+from sgl.engine.base.errors import ConfigError, SglError
 from sgl.engine.base.types import (
     Abort,
     Add,
@@ -101,13 +101,15 @@ class EngineLoop:
 
     def run(self) -> None:
         """Steps until a `Shutdown` message; requests still known then are aborted."""
+        farewell = "The engine broke down; see its log."
         try:
             while not self._stopping:
                 self.receive(0.0 if self.scheduler.has_work else IDLE_WAIT_S)
                 self.step()
                 self._send_stats()
+            farewell = "The engine is shutting down."
         finally:
-            self._finish_requests("the engine is shutting down")
+            self._finish_requests(farewell)
             self._recorder.close()
             self._executor.close()
 
@@ -292,6 +294,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     from sgl.engine.runtime.kv import kv_bytes_per_page
     from sgl.kernels.registry import bind
 
+    recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
     timeline = Timeline()
     machine = detect(config.model.device)
     device = open_device(config.model.device)
@@ -312,6 +315,12 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         load_format=config.model.load_format,
         seed=config.model.random_seed or 0,
     )
+    if model.spec.learned_positions and (config.model.context_length or 0) > model.spec.max_positions:
+        raise ConfigError(
+            f"--context-length {config.model.context_length}: this model has learned {model.spec.max_positions} "
+            "positions and no others.",
+            param="--context-length",
+        )
     timeline.mark("weights")
     budget = solve(
         config,
@@ -349,7 +358,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         # A CPU computes while it is called, so there is nothing to hide behind it.
         overlap=0 if device.kind == "cpu" or config.schedule.disable_overlap_schedule else 1,
         info=model_info(config, hf_config, budget, model),
-        recorder=FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder(),
+        recorder=recorder,
         log_interval=config.observe.decode_log_interval,
     )
 
@@ -372,6 +381,7 @@ def scheduler_config(config: EngineConfig, budget: Budget) -> SchedulerConfig:
         max_len=min(config.model.context_length, budget.max_total_tokens),
         policy=config.schedule.policy,
         conservativeness=config.schedule.conservativeness,
+        split_prompts=config.schedule.chunked_prefill_size != -1,
         prefix_caching=not config.cache.disable_radix_cache,
         seed=config.model.random_seed or 0,
     )

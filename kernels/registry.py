@@ -73,8 +73,9 @@ class KernelRow:
 class Kernels:
     """An immutable table from op to the function that computes it."""
 
-    def __init__(self, chosen: Mapping[str, Impl]) -> None:
+    def __init__(self, chosen: Mapping[str, Impl], forced: frozenset[str] = frozenset()) -> None:
         self._chosen = MappingProxyType(dict(chosen))
+        self.forced = forced  # the ops whose implementation was asked for
 
     def __getitem__(self, op: str) -> Callable[..., Any]:
         return self._chosen[op].fn
@@ -136,7 +137,7 @@ def bind(device: str, isa: str, dtype: torch.dtype, overrides: Sequence[str] = (
     """
     _load()
     forced = _parse(overrides)
-    return Kernels({op: _choose(op, device, isa, dtype, forced.get(op)) for op in _OPS})
+    return Kernels({op: _choose(op, device, isa, dtype, forced.get(op)) for op in _OPS}, frozenset(forced))
 
 
 def describe(device: str, isa: str, dtype: torch.dtype, overrides: Sequence[str] = ()) -> list[KernelRow]:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from sgl.engine.api.answer import Answer
-from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_request, fit_prompt
+from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_answers, check_request, fit_prompt
 from sgl.engine.api.reader import Entry, Reader
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base import hub
@@ -140,6 +140,7 @@ class AsyncEngine:
         self._bind()
         for request in requests:
             check_request(request, self._limits)
+        check_answers(sum(request.n for request in requests), self.config.schedule.max_queued_requests)
         prompts = await self._prompts(requests)
         self._bind()  # again: the engine may have ended meanwhile
         reader = Reader()
@@ -154,10 +155,8 @@ class AsyncEngine:
             self._release(entries)
 
     async def abort(self, rid: str) -> None:
-        """Ends the request of that name and all called ``rid:...``; their readers get a last item."""
-        for name, entries in list(self._active.items()):
-            if name == rid or name.startswith(rid + ":"):
-                self._abort(entries)
+        """Ends the request of that name, all its answers; their readers get a last item."""
+        self._abort(self._active.get(rid, []))
 
     async def call(self, name: str, **args: Any) -> dict[str, Any]:
         """Asks the engine for a control operation, such as ``flush_cache``.

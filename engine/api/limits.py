@@ -92,8 +92,25 @@ def check_request(request: GenerateRequest, limits: Limits) -> None:
     _check_names(request)
     if request.stop and not limits.has_text:
         raise SglError("stop needs a tokenizer, but --skip-tokenizer-init is set; use stop_token_ids.", param="stop")
+    if request.top_logprobs_num > limits.vocab_size:
+        raise SglError(
+            f"top_logprobs_num is {request.top_logprobs_num}, but the vocabulary has {limits.vocab_size} tokens.",
+            param="top_logprobs_num",
+        )
     _check_stops(request.stop)
     _check_tokens(request.sampling, limits.vocab_size)
+
+
+def check_answers(count: int, max_queued: int) -> None:
+    """Refuses more answers at once than may ever wait, before anything is made for each of them.
+
+    Raises:
+        SglError: 400.
+    """
+    limit = max(max_queued, MAX_N)
+    if count > limit:
+        message = f"The request asks for {count} answers (prompts times n); at most {limit} can be asked for at once."
+        raise SglError(message, code="too_many_answers", param="n")
 
 
 def bounded_text(text: str, count: Callable[[str], int], limits: Limits) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from sgl.engine.base.device import Device
 from sgl.engine.base.errors import ConfigError
 from sgl.kernels.registry import Kernels
 
+logger = logging.getLogger(__name__)
+
 
 def choose_backend(
     name: str, device: Device, specs: Sequence[KVSpec], page_size: int, kernels: Kernels
@@ -23,11 +26,13 @@ def choose_backend(
         ConfigError: the backend asked for cannot compute these layers here.
     """
     reasons = {
-        "cpu": cpu.why_not(specs, page_size) if device.kind == "cpu" else f"the model runs on {device.kind}",
+        "cpu": _why_not_cpu(device, specs, page_size, kernels),
         "torch_native": "",
     }
     if name == "auto":
         name = next(backend for backend, reason in reasons.items() if not reason)
+        if device.kind == "cpu" and reasons["cpu"]:
+            logger.warning("Attention runs without the C++ kernels, which is slower: %s.", reasons["cpu"])
     if reasons.get(name, "it is unknown"):
         raise ConfigError(
             f"--attention-backend {name} cannot be used: {reasons.get(name, 'it is unknown')}; use auto, "
@@ -35,3 +40,11 @@ def choose_backend(
             param="attention_backend",
         )
     return cpu.CpuBackend() if name == "cpu" else TorchNativeBackend(kernels)
+
+
+def _why_not_cpu(device: Device, specs: Sequence[KVSpec], page_size: int, kernels: Kernels) -> str:
+    if device.kind != "cpu":
+        return f"the model runs on {device.kind}"
+    if "kv.store" in kernels.forced:
+        return "it stores keys and values itself, but another implementation of kv.store was asked for"
+    return cpu.why_not(specs, page_size)

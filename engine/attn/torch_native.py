@@ -1,4 +1,4 @@
-"""Attention over the paged cache in plain torch: the backend of the CPU and the oracle of all others.
+"""Attention over the paged cache in plain torch: runs anywhere, and is the oracle of all others.
 
 Every row is computed from its own pages with shapes that depend on that row alone (lengths are rounded up to a bucket,
 not to the longest row of the batch), so what a row is batched with does not change its arithmetic.

@@ -88,9 +88,6 @@ class CacheConfig:
         min=1,
         metavar="TOKENS",
     )
-    kv_cache_dtype: Literal["auto"] = option(
-        "auto", "Precision of keys and values; auto is the model's.", later=("fp8_e5m2", "fp8_e4m3")
-    )
     disable_radix_cache: bool = option(
         False, "Do not reuse the keys and values of common prefixes.", env="DISABLE_RADIX_CACHE"
     )
@@ -191,7 +188,7 @@ class ServeConfig:
         30.0, "How long running requests may finish after SIGTERM.", min=0, metavar="SECONDS"
     )
     watchdog_timeout: float = option(
-        300.0, "The engine counts as dead if a step takes longer.", min=1, metavar="SECONDS"
+        300.0, "/health answers 503 if the engine has not been heard of for so long.", min=1, metavar="SECONDS"
     )
 
 
@@ -213,7 +210,7 @@ class ObserveConfig:
 
 LATER = frozenset(
     """
-    model_impl grammar_backend show_time_cost file_storage_path file_storage_pth quantization
+    model_impl grammar_backend kv_cache_dtype show_time_cost file_storage_path file_storage_pth quantization
     quantization_param_path is_embedding delete_ckpt_after_loading dp_size dp data_parallel_size
     load_balance_method ep_size ep cpu_offload_gb prefill_only_one_req base_gpu_id stream_output return_hidden_states
     dist_init_addr nccl_init_addr nnodes node_rank lora_paths max_loras_per_batch lora_backend enable_lora
@@ -239,6 +236,7 @@ HARMLESS = {
     "ep_size": "1",
     "file_storage_path": "sglang_storage",
     "file_storage_pth": "sglang_storage",
+    "kv_cache_dtype": "auto",
     "load_balance_method": "round_robin",
     "model_impl": "auto",
     "nnodes": "1",

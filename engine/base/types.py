@@ -77,7 +77,7 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Ends one request (or all whose rid starts with ``rid`` and ':'), in whatever state it is."""
+    """Ends one request, in whatever state it is."""
 
     rid: str
     reason: str = "aborted"

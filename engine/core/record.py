@@ -5,14 +5,17 @@ A record is a sequence of frames, each a four-byte little-endian length and a ms
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import msgspec
 
-from sgl.engine.base.errors import SglError
+from sgl.engine.base.errors import ConfigError, SglError
 from sgl.engine.base.types import Executor, RowOutput, StepPlan
+
+logger = logging.getLogger(__name__)
 
 
 class RecordedStep(msgspec.Struct, frozen=True):
@@ -40,15 +43,29 @@ class NullRecorder:
 
 
 class FileRecorder:
-    """Appends steps to a file; a record cut off by a crash is readable up to its last whole step."""
+    """Appends steps to a file; a record cut off by a crash is readable up to its last whole step.
+
+    Raises:
+        ConfigError: the file cannot be written. A disk that fills up later ends the record, not the engine.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+        try:
+            self._file: BinaryIO = path.open("wb", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"--record-plans {path}: {error.strerror}.", param="--record-plans") from None
         self._encoder = msgspec.msgpack.Encoder()
+        self._failed = False
 
     def write(self, step: RecordedStep) -> None:
         frame = self._encoder.encode(step)
-        self._file.write(len(frame).to_bytes(4, "little") + frame)
+        if self._failed:
+            return
+        try:
+            self._file.write(len(frame).to_bytes(4, "little") + frame)
+        except OSError as error:
+            self._failed = True
+            logger.error("recording stopped: %s", error)
 
     def close(self) -> None:
         self._file.close()

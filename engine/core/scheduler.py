@@ -44,6 +44,7 @@ class SchedulerConfig:
     max_step_tokens: int
     max_queued: int
     max_len: int
+    split_prompts: bool = True
     policy: str = "lpm"
     conservativeness: float = 1.0
     max_draft: int = 0
@@ -68,6 +69,7 @@ class Scheduler:
         self._sequence = 0
         self._admitted = 0
         self._step_id = 0
+        self._now_s = 0.0
         self._min_ratio = min(1.0, 0.1 * config.conservativeness)
         self._max_ratio = min(1.0, 0.7 * config.conservativeness)
         self._ratio = self._max_ratio
@@ -117,10 +119,8 @@ class Scheduler:
         return []
 
     def abort(self, rid: str, reason: FinishReason) -> list[Output]:
-        """Ends the request, and every one named ``rid:...``, in whatever state it is; unknown names are ignored."""
-        doomed = [self._states[rid]] if rid in self._states else []
-        doomed += [state for name, state in self._states.items() if name.startswith(rid + ":")]
-        return [self._end(state, reason) for state in doomed]
+        """Ends the request in whatever state it is; an unknown name is ignored."""
+        return [self._end(self._states[rid], reason)] if rid in self._states else []
 
     def abort_all(self, reason: FinishReason) -> list[Output]:
         return [self._end(state, reason) for state in list(self._states.values())]
@@ -150,6 +150,7 @@ class Scheduler:
         """The next step. A plan without rows means: nothing can run before an older result is in or a request comes."""
         rows: list[Row] = []
         states: list[RequestState] = []
+        self._now_s = now_s
         self._preempt_for_priority()
         num_preempted = self.num_preempted
         budget = self._plan_running(rows, states)
@@ -168,9 +169,10 @@ class Scheduler:
 
         Decodes are cheap and somebody watches them, so room for all of them is set aside before any prompt chunk.
         """
-        decodes = sum(1 for state in self._running if state.known - state.computed == 1)
-        budget = self.config.max_step_tokens - decodes * (1 + self.config.max_draft)
-        budget = max(budget, min(self.config.page_size, self.config.max_step_tokens))
+        budget = self.config.max_step_tokens
+        if self.config.split_prompts:
+            decodes = sum(1 for state in self._running if state.known - state.computed == 1)
+            budget = max(budget - decodes * (1 + self.config.max_draft), min(self.config.page_size, budget))
         index = 0
         while index < len(self._running):
             state = self._running[index]
@@ -204,6 +206,8 @@ class Scheduler:
     def _chunk(self, remaining: int, budget: int) -> int:
         """Share of a prompt that fits the budget, cut at a page border where that is possible."""
         size = min(remaining, max(budget, 0))
+        if size < remaining and not self.config.split_prompts:
+            return 0
         page = self.config.page_size
         return size if size == remaining or size < page else size // page * page
 
@@ -244,7 +248,7 @@ class Scheduler:
         state.computed = len(shared) * page
         state.known = len(state.tokens)
         num_tokens = self._chunk(state.known - state.computed, budget)
-        fits = alone or self._future_pages(state) + reserved <= self.cache.num_available
+        fits = num_tokens > 0 and (alone or self._future_pages(state) + reserved <= self.cache.num_available)
         fresh = self.cache.take(-(-(state.computed + num_tokens) // page) - len(shared)) if fits else None
         if fresh is None:
             self.cache.release(node)
@@ -373,6 +377,7 @@ class Scheduler:
         self._running.remove(state)
         self._surrender(state, keep=True)
         state.status = "waiting"
+        state.queued_at_s = self._now_s
         state.num_preempted += 1
         state.overdue_at = self._admitted
         bisect.insort(self._waiting, state, key=lambda other: other.arrival_key)

@@ -30,6 +30,13 @@ class HfConfig:
             raise ModelError(f"config.json: {name} is {value}; it must be positive.")
         return value
 
+    def count(self, name: str, default: int) -> int:
+        """An integer from 0 on."""
+        value: int = self._get(name, int, default)
+        if value < 0:
+            raise ModelError(f"config.json: {name} is {value}; it must not be negative.")
+        return value
+
     def window(self, name: str, default: int) -> int | None:
         """A positive integer; here null is a value of its own."""
         return None if self._fields.get(name, default) is None else self.integer(name, default)

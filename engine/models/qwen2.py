@@ -16,7 +16,7 @@ def windows(config: HfConfig) -> list[int | None]:
     if not config.flag("use_sliding_window", False):
         return [None] * num_layers
     window = config.window("sliding_window", 4096)
-    first = config.integer("max_window_layers", 28)
+    first = config.count("max_window_layers", 28)
     types = config.texts("layer_types")
     if types is None:
         types = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]

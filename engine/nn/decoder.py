@@ -47,6 +47,7 @@ class Model:
         self.spec = spec
         self.leaves = build.leaves
         self._dtype = build.dtype
+        self._kernels = build.kernels
         self._embedding = Embedding(build, names.embedding, spec.vocab_size, spec.hidden_size)
         self._positions: Positions = NoPositions()
         if spec.learned_positions:
@@ -88,7 +89,12 @@ class Model:
 
     def finish(self) -> None:
         """Called once, when all weights are there: joins the layers to one call where that is possible."""
-        self._fused = fuse(self.spec, self._layers, self._rotations)
+        self._fused = fuse(self.spec, self._layers, self._rotations, self._kernels)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the layers can run in one native call."""
+        return self._fused is not None
 
     def _run_fused(
         self, fused: FusedDecoder, hidden: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer]

@@ -11,12 +11,19 @@ from sgl.engine.nn.rope import Rope
 from sgl.engine.nn.spec import ModelSpec
 from sgl.kernels.cpu.decoder import FusedDecoder, FusedLayer
 from sgl.kernels.cpu.linear import NativeLinear, WeightBlock
+from sgl.kernels.registry import Kernels
 
 if TYPE_CHECKING:
     from sgl.engine.nn.decoder import Layer
 
 
-def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) -> FusedDecoder | None:
+REPLACED = {"norm.rms", "norm.add_rms", "rope.apply", "kv.store"}
+"""Ops that the one call computes itself: forcing an implementation of one of them keeps the layers apart."""
+
+
+def fuse(
+    spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object], kernels: Kernels
+) -> FusedDecoder | None:
     """The loaded ``layers`` as one call, or None where they differ from each other or from what it computes."""
     attention = spec.layers[0].attention
     shapes = [(replace(layer.attention, window=None), layer.mlp) for layer in spec.layers]
@@ -28,6 +35,8 @@ def fuse(spec: ModelSpec, layers: Sequence[Layer], rotations: Sequence[object]) 
     if (
         any(shape != shapes[0] for shape in shapes)
         or spec.norm.kind != "rms"
+        or attention.qk_norm_eps not in (None, spec.norm.eps)
+        or kernels.forced & REPLACED
         or not isinstance(rotations[0], Rope)
         or not all(isinstance(product.state, NativeLinear) for product in products)
         or not all(layer.mlp.up.state.form == "gated" for layer in layers)

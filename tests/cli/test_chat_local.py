@@ -48,7 +48,7 @@ def test_a_stop_string_and_the_seed_arrive(tmp_path: Path) -> None:
 
 
 def test_a_conversation_that_leaves_no_room_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ContextFullError, match=f"has 60 tokens; the model's context is {CONTEXT}"):
+    with pytest.raises(ContextFullError, match=f"has 60 tokens; context and KV cache hold {CONTEXT}"):
         with_backend(checkpoint(tmp_path), lambda b: answer(b, "x" * 60))
 
 
@@ -97,3 +97,9 @@ def test_parameters_of_the_chat_become_the_engines() -> None:
     assert (found.top_k, found.min_p, found.max_new_tokens, found.stop_token_ids) == (3, 0.1, 10, (7,))
     assert found.temperature == 0.7
     assert sampling({"temperature": 0.0, "max_tokens": 4}, 10, ()).max_new_tokens == 4
+
+
+def test_makers_defaults_are_read_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"do_sample": true, "top_k": 0, "top_p": 0.0, "temperature": 0.6}')
+    assert own_defaults(file) == {"top_k": -1, "temperature": 0.6}

@@ -54,3 +54,8 @@ def test_a_foreign_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "foreign").write_bytes(b"\x04\x00\x00\x00abcd")
     with pytest.raises(SglError, match="foreign is not a step record"):
         list(read_steps(tmp_path / "foreign"))
+
+
+def test_a_file_that_cannot_be_written_is_refused_by_flag(tmp_path: Path) -> None:
+    with pytest.raises(SglError, match=r"--record-plans .*: No such file or directory"):
+        FileRecorder(tmp_path / "absent" / "steps")

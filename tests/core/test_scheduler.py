@@ -178,19 +178,45 @@ def test_a_full_queue_and_an_oversized_request_are_refused_with_a_reason() -> No
     assert refused.finish is not None and refused.finish.status == 400 and "11 tokens" in refused.finish.message
 
 
-def test_abort_works_in_every_state_and_takes_children_along() -> None:
+def test_abort_works_in_every_state() -> None:
     scheduler = make_scheduler(max_running=2)
     aborted = FinishReason(kind="abort", message="client left", status=499)
-    for rid in ("p:0", "p:1", "p:2", "other"):
+    for rid in ("a", "b", "c", "other"):
         scheduler.add(make_request(rid, 6), 0.0)
-    step(scheduler)  # p:0 and p:1 run, p:2 and other wait
+    step(scheduler)  # a and b run, c and other wait
     plan = scheduler.schedule(0.0)  # and one more step is in flight
-    assert sorted(output.rid for output in scheduler.abort("p", aborted)) == ["p:0", "p:1", "p:2"]
-    assert scheduler.abort("p", aborted) == []
+    assert [output.rid for rid in "abc" for output in scheduler.abort(rid, aborted)] == ["a", "b", "c"]
+    assert scheduler.abort("a", aborted) == []
     assert scheduler.update([RowOutput(token_ids=[50]) for _ in plan.rows]) == []
     scheduler.check()
     assert set(run_all(scheduler)) == {"other"}
     assert scheduler.num_used_pages == 0
+
+
+def test_prompts_stay_whole_if_they_must_not_be_split() -> None:
+    scheduler = make_scheduler(max_step_tokens=64, split_prompts=False)
+    for name in "ab":
+        scheduler.add(make_request(name, (ord(name), *range(39))), 0.0)
+    sizes = []
+    while scheduler.has_work:
+        plan = scheduler.schedule(0.0)
+        sizes += [row.num_tokens for row in plan.rows if row.init is not None]
+        scheduler.update([RowOutput(token_ids=[50]) for _ in plan.rows])
+    assert sizes == [40, 40]
+
+
+def test_queue_time_counts_waiting_only_and_once() -> None:
+    scheduler = make_scheduler(max_running=1)
+    scheduler.add(make_request("low", 8, max_new_tokens=20), 0.0)
+    now_s = {"start": 1.0, "preempt": 50.0, "resume": 51.0}
+    scheduler.schedule(now_s["start"])
+    scheduler.update([RowOutput(token_ids=[50])])
+    scheduler.add(make_request("high", tuple(range(50, 58)), max_new_tokens=1, priority=5), 50.0)
+    scheduler.schedule(now_s["preempt"])
+    scheduler.update([RowOutput(token_ids=[50])])
+    scheduler.schedule(now_s["resume"])
+    scheduler.update([RowOutput(token_ids=[50])])
+    assert run_all(scheduler)["low"].queue_time_s == pytest.approx(1.0 + 1.0)
 
 
 def test_zero_new_tokens_computes_the_prompt_and_ends() -> None:

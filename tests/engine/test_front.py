@@ -235,10 +235,10 @@ def test_aborting_by_name_gives_a_last_item(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         await engine.abort("a")
         await engine.abort("unknown")
-        for rid in ("a", "a:b"):
-            for item in await tasks[rid]:
-                assert (item.finish_reason.kind, item.finish_reason.status) == ("abort", 499)
-        assert (await tasks["ab"])[0].finish_reason.kind == "length"
+        for item in await tasks["a"]:
+            assert (item.finish_reason.kind, item.finish_reason.status) == ("abort", 499)
+        for other in ("a:b", "ab"):
+            assert (await tasks[other])[0].finish_reason.kind == "length"
 
     with_engine(checkpoint(tmp_path, "slow"), use)
 
@@ -480,3 +480,13 @@ def test_ids_beyond_the_tokenizer_s_vocabulary_have_no_text(path: Path) -> None:
         assert (item.text, item.completion_tokens) == ("", 2)
 
     with_engine(path, use)
+
+
+def test_more_answers_than_may_wait_are_refused_at_once(tmp_path: Path) -> None:
+    async def use(engine: AsyncEngine) -> None:
+        requests = [GenerateRequest(text="Hello", sampling=greedy(1), n=128) for _ in range(40)]
+        with pytest.raises(SglError, match=r"asks for 5120 answers .* at most 4096"):
+            async for _ in engine.generate_batch(requests):
+                pass
+
+    with_engine(checkpoint(tmp_path), use)

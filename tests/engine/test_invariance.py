@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,18 @@ def test_a_warm_cache_changes_no_bit(model: Model) -> None:
         assert twice.tokens[again] == twice.tokens[request.rid]
         assert twice.logprobs[again] == twice.logprobs[request.rid]
     assert sum(twice.cached[f"again{r.rid}"] for r in requests) > sum(twice.cached[r.rid] for r in requests)
+
+
+@pytest.mark.parametrize("forced", ["norm.rms=reference", "linear=onednn.bf16", "reference"])
+def test_a_forced_implementation_is_the_one_that_runs(forced: str, tmp_path: Path) -> None:
+    """Joined layers and the C++ backend compute some ops themselves; they must stand back when another is asked for."""
+    if "onednn" in forced and detect_isa() not in ("avx512", "avx512_bf16"):
+        pytest.skip("this processor has no avx512")
+    path = make_checkpoint("llama", tmp_path, tokenizer=False)
+    kernels, device = bind("cpu", detect_isa(), torch.bfloat16, (forced,)), open_device("cpu")
+    model = load_model(path, read_config(path, {}), dtype=torch.bfloat16, device=device, kernels=kernels)
+    assert not model.is_fused
+    backend = choose_backend("auto", device, model.kv_specs, PAGE, kernels)
+    assert isinstance(backend, CpuBackend) == (forced != "reference")
+    requests = make_requests()
+    assert run(model, requests).finished.keys() == {request.rid for request in requests}
