@@ -1,6 +1,7 @@
 """Renders a conversation to the text that a model was trained on; knows nothing of tokens.
 
-Templates come with checkpoints, so they run sandboxed and within limits of size and time.
+Templates come with checkpoints, so they run sandboxed and within limits of size and time, which are looked at between
+the pieces of output: a loop that prints nothing is bounded by jinja's own limit on ranges only.
 """
 
 from __future__ import annotations
