@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from sgl.cli.main import Subcommand, group_of
 
 COMMANDS: Mapping[str, Subcommand] = {
+    "machine": Subcommand("sgl.cli.bench_machine", "What this machine can do: bandwidth, matrix products, call costs."),
     "one-batch": Subcommand("sgl.cli.bench_one_batch", "Prefill and decode speed of one batch, beside transformers."),
+    "offline": Subcommand("sgl.cli.bench_offline", "Throughput of the engine in this process on a data set."),
+    "serving": Subcommand("sgl.cli.bench_serving", "Latency and throughput of a server, ours or any other."),
 }
 
 command = group_of("bench", "Measure how fast a model runs, against this machine's limits and other engines.", COMMANDS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ ALWAYS = {"read_bandwidth", "copy_bandwidth", "gemv_bandwidth"}
 @pytest.fixture(autouse=True)
 def own_cache_and_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sgl.bench.machine._switches", lambda: 0)
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -66,7 +68,7 @@ def test_fresh_measures_everything() -> None:
 def test_other_code_or_another_machine_has_other_figures(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     measure(Books().kernels(), sizes=SMALL)
     if change == "machine":
-        monkeypatch.setattr("sgl.engine.base.machine.cores", lambda root: 77)
+        monkeypatch.setattr("sgl.engine.base.machine._cpu_name", lambda root: "another")
     again = measure(Books().kernels("2" if change == "kernels" else "1"), sizes=SMALL)
     assert again.cached == ()
 
@@ -76,6 +78,14 @@ def test_a_broken_cache_is_none(own_cache_and_threads: Path, content: str) -> No
     measure(Books().kernels(), sizes=SMALL)
     (file,) = (own_cache_and_threads / "sgl" / "bench").iterdir()
     file.write_bytes(content.encode("latin-1"))
+    assert measure(Books().kernels(), sizes=SMALL).cached == ()
+
+
+def test_figures_of_a_disturbed_run_are_shown_but_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sgl.bench.machine._switches", itertools.count(0, 10**6).__next__)
+        ceilings = measure(Books().kernels(), sizes=SMALL)
+    assert ceilings.disturbed and ceilings.figures.keys() == CACHED | ALWAYS
     assert measure(Books().kernels(), sizes=SMALL).cached == ()
 
 

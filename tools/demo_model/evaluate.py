@@ -15,18 +15,27 @@ from .skills import SKILLS, draw
 
 BATCH = 50
 NEW_TOKENS = 120
+TRAINING_DRAWS = 10000
 
 
-def held_out_items(skill: str, count: int) -> list[Dialogue]:
+def gist(dialogue: Dialogue) -> str:
+    """Return what is asked, without capitals and final marks, and with the tools on offer."""
+    said = [str(message["content"]).lower().rstrip("?.!") for message in dialogue.messages[:-1]]
+    return json.dumps([said, dialogue.tools])
+
+
+def held_out_items(skill: str, count: int, seed: int) -> list[Dialogue]:
     """Return distinct held-out dialogues, fewer than `count` where a skill does not hold that many."""
-    rng = random.Random(f"evaluate {skill}")
-    found: dict[str, Dialogue] = {}
+    rng = random.Random(f"evaluate {skill} {seed}")
+    # Two phrasings may differ in capitals or the final mark alone; such twins of training prompts do not count.
+    found: dict[str, Dialogue | None] = {gist(draw(rng, skill, False)): None for _ in range(TRAINING_DRAWS)}
+    trained = len(found)
     for _ in range(40 * count):
         dialogue = draw(rng, skill, True)
-        found.setdefault(json.dumps([dialogue.messages, dialogue.tools]), dialogue)
-        if len(found) == count:
+        found.setdefault(gist(dialogue), dialogue)
+        if len(found) == trained + count:
             break
-    return list(found.values())
+    return [dialogue for dialogue in found.values() if dialogue]
 
 
 def split_last(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> tuple[str, str]:
@@ -66,13 +75,13 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def evaluate(model_dir: Path, count: int, skills: list[str], misses: int) -> dict[str, dict[str, Any]]:
+def evaluate(model_dir: Path, count: int, seed: int, skills: list[str], misses: int) -> dict[str, dict[str, Any]]:
     """Return for each skill: distinct items, right ones, accuracy, interval, and the share that ended by itself."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
     model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     results: dict[str, dict[str, Any]] = {}
     for skill in skills:
-        pairs = [split_last(tokenizer, dialogue) for dialogue in held_out_items(skill, count)]
+        pairs = [split_last(tokenizer, dialogue) for dialogue in held_out_items(skill, count, seed)]
         replies = answers(model, tokenizer, [prompt for prompt, _ in pairs])
         wrong = [(prompt, want, got) for (prompt, want), got in zip(pairs, replies, strict=True) if want != got]
         right = len(pairs) - len(wrong)
@@ -99,10 +108,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="which held-out items are drawn")
     parser.add_argument("--misses", type=int, default=0, help="how many wrong answers to print per skill")
     parser.add_argument("--skills", nargs="*", default=list(SKILLS))
     arguments = parser.parse_args()
-    results = evaluate(arguments.model, arguments.items, arguments.skills, arguments.misses)
+    results = evaluate(arguments.model, arguments.items, arguments.seed, arguments.skills, arguments.misses)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -23,7 +23,17 @@ from .tokenizer import train_tokenizer
 
 LENGTH, TOKENS, WORKERS = 512, 3500, 2
 # The learning-rate factor at some steps; it is linear between them.
-RATES: list[tuple[int, float]] = [(0, 0.0), (40, 1.0), (1000, 1.0), (1300, 0.4), (1450, 0.4), (1850, 0.0)]
+RATES: list[tuple[int, float]] = [
+    (0, 0.0),
+    (40, 1.0),
+    (1000, 1.0),
+    (1300, 0.4),
+    (1450, 0.4),
+    (1850, 0.0),
+    (1870, 0.4),
+    (1950, 0.4),
+    (2250, 0.0),
+]
 STEPS = RATES[-1][0]
 MUON_RATE, ADAM_RATE = 0.02, 0.003
 SAVE_SECONDS = 240.0
@@ -59,11 +69,28 @@ MIX: dict[str, float] = {
     "unused tools": 0.3,
 }
 # Each stage lasts until its step and changes some weights of the mix. Copying comes first: names, lists, JSON fields
-# and tool arguments all wait for it. The last stage has more of what was weak before.
+# and tool arguments all wait for it. The last stages have more of what was weak before.
 STAGES: list[tuple[int, dict[str, float]]] = [
     (200, {"copying": 10, "recall at once": 4, "tool call": 1, "tool answer": 0.5}),
     (1300, {}),
-    (STEPS, {"extraction": 8, "tool call": 6, "tool answer": 1.5, "copying": 3, "capital_reverse": 1.5}),
+    (1850, {"extraction": 8, "tool call": 6, "tool answer": 1.5, "copying": 3, "capital_reverse": 1.5}),
+    (
+        STEPS,
+        {
+            "extraction": 5,
+            "recall": 6,
+            "recall at once": 2,
+            "recall unknown": 2,
+            "tool call": 5,
+            "tool answer": 1.5,
+            "unused tools": 1.2,
+            "capital_reverse": 2.5,
+            "fact check": 2,
+            "sorting numbers": 3,
+            "sorting words": 3,
+            "subtraction 1": 0.6,
+        },
+    ),
 ]
 
 

@@ -1,0 +1,308 @@
+"""What this machine can do, in a few seconds: memory, arithmetic, the engine's kernels against both, and call costs.
+
+Measures the CPU in float32 and bfloat16. int8 rates and a GPU's are not measured: the engine has no int8 kernel to hold
+against them, and the kernels here are the CPU's.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sgl
+from sgl.bench import provenance
+from sgl.bench.bandwidth import BandwidthProbe
+from sgl.engine.base import env
+from sgl.engine.base.machine import cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARES = {
+    "gemv_bandwidth": "read_bandwidth",
+    "gemm_bf16": "matmul_bf16",
+}
+"""What the engine's kernels are held against."""
+
+
+MOST_SWITCHES = 50.0
+"""More involuntary context switches per second than that, and the figures are not kept for other runs."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The engine's own kernels, given by those who may import them.
+
+    Args:
+        build: names the code: other code, other figures.
+        pack: a weight [N, K] in bf16 to the function x [M, K] -> [M, N].
+        call: a native call on nothing: what every call costs.
+        set_threads: how many threads the calls use.
+        missing: why there are none; then the others are not used.
+    """
+
+    build: str
+    pack: Callable[[Tensor], Callable[[Tensor], Tensor]]
+    call: Callable[[], object]
+    set_threads: Callable[[int], None]
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is read and multiplied: large against any cache, small against the seconds there are."""
+
+    probe_bytes: int = 1 << 29
+    matmul: int = 2048
+    gemv: tuple[int, int] = (32768, 4096)  # N, K: 256 MiB of bf16
+    gemm: tuple[int, int, int] = (512, 4096, 4096)  # M, N, K
+    budget_s: float = 0.2  # for one figure
+
+
+@dataclass
+class Ceilings:
+    """Figures by name: bytes per second, operations per second and seconds."""
+
+    machine: dict[str, str | int | float]
+    figures: dict[str, float] = field(default_factory=dict)
+    read_by_threads: dict[int, float] = field(default_factory=dict)
+    cached: tuple[str, ...] = ()
+    note: str = ""
+    switches_per_s: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took the cores away again and again, so that the figures are too low."""
+        return self.switches_per_s > MOST_SWITCHES
+
+    def share(self, name: str) -> float | None:
+        """How much of its ceiling a kernel of the engine reaches; it may be more than all where it beats torch."""
+        of = self.figures.get(SHARES.get(name, ""))
+        return self.figures[name] / of if of and name in self.figures else None
+
+    def to_dict(self) -> dict[str, Any]:
+        shares = {f"{name}_share": share for name in SHARES if (share := self.share(name)) is not None}
+        return {
+            "sgl_version": sgl.__version__,
+            "versions": provenance.versions(),
+            "machine": self.machine,
+            **self.figures,
+            **shares,
+            "read_bandwidth_by_threads": self.read_by_threads,
+            "cached": list(self.cached),
+            "note": self.note,
+            "disturbed": self.disturbed,
+            "interrupted": self.interrupted,
+        }
+
+
+def measure(
+    kernels: Kernels, *, fresh: bool = False, note: Callable[[str], None] = lambda _: None, sizes: Sizes = Sizes()
+) -> Ceilings:
+    """Measures what the cache does not have for this machine; bandwidth always. Ctrl-C keeps what there is.
+
+    All cores of this process are used, as the engine uses them.
+
+    Args:
+        kernels: the engine's.
+        fresh: measure everything.
+        note: told what is being measured.
+    """
+    import torch
+
+    torch.set_num_threads(cores())
+    kernels.set_threads(cores())
+    ceilings = Ceilings(provenance.describe(), note=kernels.missing)
+    file = _cache_file(ceilings.machine, kernels, sizes)
+    known = {} if fresh else _read(file)
+    begin_s, switches = time.perf_counter(), _switches()
+    try:
+        note("memory bandwidth")
+        _measure_bandwidth(ceilings, sizes)
+        for group in _groups(kernels):
+            if group.keeps and set(group.names) <= set(known):
+                ceilings.figures |= {name: known[name] for name in group.names}
+                ceilings.cached += group.names
+            else:
+                note(group.title)
+                values = group.measure(sizes)
+                ceilings.figures |= dict(zip(group.names, values, strict=True))
+    except KeyboardInterrupt:
+        ceilings.interrupted = True
+    ceilings.switches_per_s = (_switches() - switches) / (time.perf_counter() - begin_s)
+    if not ceilings.disturbed:
+        _write(file, {**known, **ceilings.figures})
+    return ceilings
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Figures that are measured together; ``keeps`` says that they need no second measurement on this machine."""
+
+    title: str
+    names: tuple[str, ...]
+    measure: Callable[[Sizes], Sequence[float]]
+    keeps: bool = True
+
+
+def _groups(kernels: Kernels) -> Iterator[_Group]:
+    if not kernels.missing:
+        # Bound by the bandwidth, which changes by the minute, so it is held against that of the same minute.
+        yield _Group(
+            "the engine's matrix-vector product",
+            ("gemv_bandwidth",),
+            lambda sizes: [_gemv(kernels, sizes)],
+            keeps=False,
+        )
+    yield _Group("matrix products", ("matmul_fp32", "matmul_bf16"), _matmul)
+    if not kernels.missing:
+        yield _Group("the engine's matrix product", ("gemm_bf16",), lambda sizes: [_gemm(kernels, sizes)])
+        yield _Group("native calls", ("native_call", "thread_team"), lambda sizes: _native_calls(kernels, sizes))
+    yield _Group("Python and torch calls", ("python_call", "torch_op"), _calls)
+
+
+def _measure_bandwidth(ceilings: Ceilings, sizes: Sizes) -> None:
+    import torch
+
+    probe = BandwidthProbe(sizes.probe_bytes)
+    for count in _thread_counts(torch.get_num_threads()):
+        with _threads(count):
+            ceilings.read_by_threads[count] = probe.size_bytes / _best(probe.read, sizes.budget_s)
+    ceilings.figures["read_bandwidth"] = max(ceilings.read_by_threads.values())
+    # A copy reads and writes: both count.
+    source = torch.ones(sizes.probe_bytes // 8)
+    target = torch.ones_like(source)
+    ceilings.figures["copy_bandwidth"] = 2 * source.nbytes / _best(lambda: target.copy_(source), sizes.budget_s)
+
+
+def _matmul(sizes: Sizes) -> list[float]:
+    import torch
+
+    n, rates = sizes.matmul, []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+        rates.append(2 * n**3 / _best(lambda a=a, b=b: a @ b, sizes.budget_s))  # type: ignore[misc]
+    return rates
+
+
+def _gemv(kernels: Kernels, sizes: Sizes) -> float:
+    import torch
+
+    columns, inner = sizes.gemv
+    linear, x = kernels.pack(_weight(columns, inner)), torch.ones(1, inner, dtype=torch.bfloat16)
+    return 2 * columns * inner / _best(lambda: linear(x), sizes.budget_s)
+
+
+def _gemm(kernels: Kernels, sizes: Sizes) -> float:
+    import torch
+
+    rows, columns, inner = sizes.gemm
+    linear, x = kernels.pack(_weight(columns, inner)), torch.ones(rows, inner, dtype=torch.bfloat16)
+    return 2 * rows * columns * inner / _best(lambda: linear(x), sizes.budget_s)
+
+
+def _weight(columns: int, inner: int) -> Tensor:
+    import torch
+
+    return torch.ones(columns, inner, dtype=torch.bfloat16)
+
+
+def _native_calls(kernels: Kernels, sizes: Sizes) -> list[float]:
+    """A call on one thread, and what starting and joining the whole team adds to it."""
+    import torch
+
+    count = torch.get_num_threads()
+    try:
+        kernels.set_threads(1)
+        alone = _best(kernels.call, sizes.budget_s, calls=100)
+    finally:
+        kernels.set_threads(count)
+    return [alone, max(0.0, _best(kernels.call, sizes.budget_s, calls=20) - alone) if count > 1 else 0.0]
+
+
+def _calls(sizes: Sizes) -> list[float]:
+    import torch
+
+    one = torch.ones(1)
+    return [_best(_nothing, sizes.budget_s, calls=1000), _best(lambda: one.add(one), sizes.budget_s, calls=1000)]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _best(run: Callable[[], object], budget_s: float, calls: int = 1) -> float:
+    """Seconds of a call in the fastest of several rounds. The first one warms up, and counts only if it took long."""
+
+    def round_s() -> float:
+        start_s = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return time.perf_counter() - start_s
+
+    begin_s = time.perf_counter()
+    best_s = round_s()
+    if best_s < budget_s:
+        best_s = min(round_s() for _ in range(2))
+        while time.perf_counter() - begin_s < budget_s:
+            best_s = min(best_s, round_s())
+    return best_s / calls
+
+
+def _switches() -> int:
+    """How often a thread of this process had to leave its core to somebody else."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _thread_counts(most: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    return sorted({*(1 << power for power in range(most.bit_length()) if 1 << power <= most), most})
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cache_file(machine: Mapping[str, Any], kernels: Kernels, sizes: Sizes) -> Path:
+    """Where the figures of this machine, this code and this number of threads are kept."""
+    import torch
+
+    facts = [machine["fingerprint"], sgl.__version__, torch.__version__, torch.get_num_threads(), kernels.build]
+    return env.cache_dir() / "bench" / f"machine-{provenance.name_of([*facts, repr(sizes)])}.json"
+
+
+def _read(file: Path) -> dict[str, float]:
+    """What was measured before; nothing if the file is not there or not ours."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: float(value) for name, value in content.items() if isinstance(value, int | float)}
+
+
+def _write(file: Path, figures: Mapping[str, float]) -> None:
+    """Keeps figures for the next time; a cache that cannot be written is none."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch = file.with_suffix(".new")
+        scratch.write_text(json.dumps(figures), encoding="utf-8")
+        scratch.replace(file)  # a reader never sees half of it
+    except OSError:
+        return

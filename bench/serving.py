@@ -1,0 +1,235 @@
+"""Latency and throughput of a server behind a URL; reads no data, draws no arrivals and prints nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from sgl.bench.backends import BACKENDS, Ask, Json
+from sgl.bench.data import Sample
+from sgl.bench.figures import Outcome, goodput, summarize
+from sgl.bench.load import Run, Traffic, warm_up_with
+from sgl.engine.base import hub
+from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
+
+_TIMEOUT = httpx.Timeout(10.0, read=6 * 3600.0, pool=None)  # an answer may wait long for its turn: that is measured
+_NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server under test.
+
+    Args:
+        backend: one of `BACKENDS`.
+        url: with or without ``/v1``.
+        model: its name there; empty for the first that the server lists.
+        tokenizer: directory or Hub id; empty for the one that the server names, or the model's.
+        ignore_eos: whether answers have exactly the tokens asked for, where the server can be told.
+    """
+
+    backend: str
+    url: str
+    model: str = ""
+    tokenizer: str = ""
+    api_key: str = ""
+    ignore_eos: bool = True
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: an unknown backend, or not a URL.
+        """
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"--backend {self.backend} is unknown; use {', '.join(BACKENDS)}.", param="--backend")
+        try:
+            parsed = httpx.URL(self.base)
+        except httpx.InvalidURL:
+            parsed = httpx.URL("")
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            message = f"--base-url must be like http://127.0.0.1:30000, got '{self.url}'."
+            raise ConfigError(message, param="--base-url")
+
+
+class Server:
+    """A server that answered, and what it says of its model. Make it with `connect`."""
+
+    def __init__(self, target: Target, model: str, tokenizer: Tokenizer) -> None:
+        self.target = target
+        self.model = model
+        self.tokenizer = tokenizer
+        self._backend = BACKENDS[target.backend]
+
+    @staticmethod
+    def connect(target: Target) -> Server:
+        """Asks the server for its model and loads the tokenizer.
+
+        Raises:
+            ConfigError: no tokenizer, or no model's name.
+            SglError: no server there, or it does not let us in.
+        """
+        target.check()
+        try:
+            with httpx.Client(base_url=target.base, headers=_headers(target), timeout=10.0) as client:
+                listed = client.get("/v1/models")
+                info = client.get("/get_model_info")
+        except httpx.HTTPError as error:
+            raise SglError(_unreachable(target.base, error), param="--base-url") from None
+        if listed.status_code in (401, 403):
+            raise SglError(f"{target.base} refused the key: pass --api-key or set OPENAI_API_KEY.", status=401)
+        names = [str(item.get("id") or "") for item in _object(listed).get("data") or () if isinstance(item, dict)]
+        model = target.model or next(iter(names), "")
+        told = _object(info)
+        source = target.tokenizer or str(told.get("tokenizer_path") or "") or model
+        if not source:
+            raise ConfigError(f"{target.base} does not say what model it has; pass --model.", param="--model")
+        return Server(target, model, _tokenizer(source))
+
+    async def measure(
+        self, run: Run, samples: Sequence[Sample], traffic: Traffic, warm_up: Sequence[Sample], *, flush: bool
+    ) -> None:
+        """Warms up, empties the prefix cache if that is wanted, and sends the samples.
+
+        Raises:
+            SglError: a warm-up request failed, or the cache cannot be emptied.
+        """
+        client = httpx.AsyncClient(
+            base_url=self.target.base, headers=_headers(self.target), timeout=_TIMEOUT, limits=_NO_LIMITS
+        )
+
+        async def send(sample: Sample, outcome: Outcome) -> None:
+            await self._send(client, sample, outcome)
+
+        async with client:
+            await warm_up_with(warm_up, send)
+            if flush:
+                await self._flush(client)
+            await run.drive(samples, traffic, send)
+
+    def result(self, run: Run, traffic: Traffic, slo: dict[str, float], *, flush: bool) -> dict[str, Any]:
+        """Figures of what was measured, by SGLang's names."""
+        finite = not math.isinf(traffic.request_rate)
+        texts = [outcome.text for outcome in run.outcomes if not outcome.error]
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False) if texts else []
+        bounds = {"slo": slo, **goodput(run.outcomes, run.duration_s, slo)} if slo else {}
+        return {
+            "backend": self.target.backend,
+            "base_url": self.target.base,
+            "model": self.model,
+            "request_rate": traffic.request_rate if finite else "inf",
+            "arrival": traffic.arrival if finite else "at once",
+            "max_concurrency": traffic.max_concurrency,
+            "cache_state": "flushed" if flush else "unknown",
+            **summarize(run.outcomes, run.duration_s),
+            "total_output_tokens_retokenized": sum(map(len, encoded)),
+            **bounds,
+            "interrupted": run.interrupted,
+        }
+
+    async def _flush(self, client: httpx.AsyncClient) -> None:
+        response = await client.post("/flush_cache")
+        if response.status_code != 200:
+            status = response.status_code
+            message = f"--flush-cache: {self.target.base}/flush_cache answered with HTTP status {status}."
+            raise SglError(message, param="--flush-cache")
+
+    async def _send(self, client: httpx.AsyncClient, sample: Sample, outcome: Outcome) -> None:
+        backend, target = self._backend, self.target
+        text = sample.text
+        if backend.sends_text and not text:
+            text = self.tokenizer.decode(sample.input_ids)
+        ask = Ask(sample, text, self.model, target.ignore_eos and backend.extends_openai)
+        try:
+            async with client.stream("POST", backend.path, json=backend.body(ask)) as response:
+                if response.status_code != 200:
+                    raise SglError(_refusal(response.status_code, await response.aread()))
+                await self._read(response, outcome)
+        except httpx.HTTPError as error:
+            raise SglError(_unreachable(target.base, error)) from None
+        if not outcome.input_len:
+            raise SglError("The server did not say how many tokens it read and wrote (usage).")
+
+    async def _read(self, response: httpx.Response, outcome: Outcome) -> None:
+        clock = asyncio.get_running_loop().time
+        is_over = False
+        async for line in response.aiter_lines():
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                return
+            if not line.startswith("data:") or not data:
+                continue
+            now_s = clock()
+            event = _event(data)
+            try:
+                is_over = self._backend.read(event, outcome, now_s) or is_over
+            except (KeyError, TypeError, AttributeError):
+                message = f"The server's events are not those of --backend {self.target.backend}: {data[:120]}"
+                raise SglError(message) from None
+        if not is_over:  # a few servers end without [DONE]
+            raise SglError("The connection broke off: the answer is not complete.")
+
+
+def _event(data: str) -> Json:
+    try:
+        event = msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        event = None
+    if not isinstance(event, dict):
+        raise SglError(f"The server sent something that is not a JSON object: {data[:120]}")
+    if event.get("error"):
+        raise SglError(f"The server broke off the answer: {_message(event)}")
+    return event
+
+
+def _tokenizer(source: str) -> Tokenizer:
+    try:
+        return load_tokenizer(hub.locate(source, hub.TOKENIZER_FILES))
+    except SglError as error:
+        message = f"The tokenizer of {source} cannot be loaded here; pass --tokenizer. ({error.message})"
+        raise ConfigError(message, param="--tokenizer") from None
+
+
+def _headers(target: Target) -> dict[str, str]:
+    return {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+
+
+def _object(response: httpx.Response) -> Json:
+    """The JSON object of a successful answer; empty for anything else."""
+    if response.status_code != 200:
+        return {}
+    try:
+        content = response.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _refusal(status: int, body: bytes) -> str:
+    try:
+        content = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        content = None
+    return f"HTTP status {status}: {_message(content) or body[:200].decode('utf-8', 'replace')}".rstrip(": ")
+
+
+def _message(content: Any) -> str:
+    """The message of an error body, in OpenAI's form or a plainer one."""
+    error = content.get("error", content) if isinstance(content, dict) else ""
+    return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
+
+
+def _unreachable(base: str, error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return f"No server answers at {base}; start one with `sgl serve`, or correct --base-url."
+    return f"{base} did not answer: {type(error).__name__} {error}".rstrip() + "."
