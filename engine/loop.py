@@ -37,7 +37,9 @@ from sgl.engine.core.record import FileRecorder, NullRecorder, RecordedStep, Rec
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 
 if TYPE_CHECKING:
+    from sgl.engine.base.device import Device
     from sgl.engine.nn.decoder import Model
+    from sgl.kernels.registry import Kernels
 
 logger = logging.getLogger(__name__)
 
@@ -284,12 +286,10 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     import torch
 
     from sgl.engine.attn.choice import choose_backend
-    from sgl.engine.base import hub
     from sgl.engine.base.budget import solve
     from sgl.engine.base.device import open_device
     from sgl.engine.base.dtypes import torch_dtype
     from sgl.engine.base.machine import detect
-    from sgl.engine.models.loader import load_model, read_config
     from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.kv import kv_bytes_per_page
     from sgl.kernels.registry import bind
@@ -303,24 +303,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         torch.set_num_threads(config.kernel.cpu_threads)
     kernels = bind(device.kind, device.isa, dtype, config.kernel.overrides)
     timeline.mark("kernels")
-    files = (*hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
-    model_dir = hub.locate(config.model.model_path, files, config.model.revision, config.model.download_dir)
-    hf_config = read_config(model_dir, json.loads(config.model.json_model_override_args))
-    model = load_model(
-        model_dir,
-        hf_config,
-        dtype=dtype,
-        device=device,
-        kernels=kernels,
-        load_format=config.model.load_format,
-        seed=config.model.random_seed or 0,
-    )
-    if model.spec.learned_positions and (config.model.context_length or 0) > model.spec.max_positions:
-        raise ConfigError(
-            f"--context-length {config.model.context_length}: this model has learned {model.spec.max_positions} "
-            "positions and no others.",
-            param="--context-length",
-        )
+    model, hf_config = _load(config, device, kernels)
     timeline.mark("weights")
     budget = solve(
         config,
@@ -361,6 +344,33 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         recorder=recorder,
         log_interval=config.observe.decode_log_interval,
     )
+
+
+def _load(config: EngineConfig, device: Device, kernels: Kernels) -> tuple[Model, dict[str, Any]]:
+    """The model and its config.json."""
+    from sgl.engine.base import hub
+    from sgl.engine.base.dtypes import torch_dtype
+    from sgl.engine.models.loader import load_model, read_config
+
+    files = (*hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
+    model_dir = hub.locate(config.model.model_path, files, config.model.revision, config.model.download_dir)
+    hf_config = read_config(model_dir, json.loads(config.model.json_model_override_args))
+    model = load_model(
+        model_dir,
+        hf_config,
+        dtype=torch_dtype(config.model.dtype),
+        device=device,
+        kernels=kernels,
+        load_format=config.model.load_format,
+        seed=config.model.random_seed or 0,
+    )
+    if model.spec.learned_positions and (config.model.context_length or 0) > model.spec.max_positions:
+        raise ConfigError(
+            f"--context-length {config.model.context_length}: this model has learned {model.spec.max_positions} "
+            "positions and no others.",
+            param="--context-length",
+        )
+    return model, hf_config
 
 
 def step_tokens(config: EngineConfig) -> int:

@@ -35,7 +35,7 @@ def export(checkpoint: Path, tokenizer_dir: Path, out: Path) -> None:
     """Write a checkpoint as a bf16 model folder with its tokenizer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
     model = build(tokenizer)
-    model.load_state_dict(torch.load(checkpoint, map_location="cpu")["model"])
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False)
     model.to(torch.bfloat16).save_pretrained(out)

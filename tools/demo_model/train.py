@@ -243,7 +243,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go back to a checkpoint."""
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
