@@ -139,11 +139,13 @@ def random_run(seed: int) -> None:
     model = SimModel(vocab_size=rng.choice([5, 31, 97]), seed=seed, draft_hit_rate=rng.random())
     requests = random_requests(rng, rng.choice([3, 10, 40]), model.vocab_size, max_len)
     demand = sum(-(-(len(r.token_ids) + r.params.max_new_tokens) // page_size) for r in requests)
+    split_prompts = rng.random() < 0.9
     config = SchedulerConfig(
         num_pages=max(-(-max_len // page_size), int(demand * rng.choice([0.2, 0.5, 0.5, 2.0]))),
         page_size=page_size,
         max_running=rng.choice([1, 3, 8]),
-        max_step_tokens=rng.choice([1, 7, 16, 64, 512]),
+        max_step_tokens=rng.choice([1, 7, 16, 64, 512]) if split_prompts else max_len,
+        split_prompts=split_prompts,
         max_queued=len(requests),
         max_len=max_len,
         policy=rng.choice(["fcfs", "lpm", "dfs-weight", "random"]),
