@@ -163,7 +163,6 @@ class EngineLoop:
     def _answer(self, call_id: int, name: str, args: dict[str, Any]) -> Reply:
         operations: dict[str, Callable[..., dict[str, Any]]] = {
             "info": lambda: self.info,
-            "ping": lambda: {},
             "flush_cache": lambda: {"success": self.scheduler.flush_cache()},
             "pages": self._pages,
         }

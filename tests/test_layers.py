@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cli", "server", "lang", "bench", "profiles", "quant", "engine", "kernels")
 
-DRIVERS = {"engine.api", "engine.base", "engine.text", "engine.native"}
+DRIVERS = {"engine.api", "engine.base", "engine.text"}
 MODEL = {"engine.models", "engine.nn", "engine.attn", "kernels"}
 ALLOWED: dict[str, set[str]] = {
     "cli": {"server", "bench", "profiles", "lang", "quant", "kernels", *DRIVERS},
@@ -21,8 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "lang": {"engine.api", "engine.base"},
     "quant": {"kernels", "engine.base"},
     "kernels": {"engine.base"},
-    "engine.api": {"engine.native", "engine.client", "engine.text", "engine.base"},
-    "engine.native": {"engine.text", "engine.base"},
+    "engine.api": {"engine.client", "engine.text", "engine.base"},
     "engine.client": {"engine.loop", "engine.base"},
     "engine.worker": {"engine.client", "engine.loop", "engine.base"},
     "engine.loop": {"engine.core", "engine.runtime", *MODEL, "engine.base"},
@@ -36,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """What each layer may import besides itself."""
 
-WITHOUT_TORCH = ("cli", "server", "lang", "engine.core", "engine.text", "engine.client", "engine.api", "engine.native")
+WITHOUT_TORCH = ("cli", "server", "lang", "engine.core", "engine.text", "engine.client", "engine.api")
 GPU_FILES = {"engine/base/device.py"}
 
 

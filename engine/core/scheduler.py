@@ -88,11 +88,6 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def num_inflight(self) -> int:
-        """Plans handed out whose results have not been seen."""
-        return len(self._inflight)
-
-    @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running or self._inflight)
 
