@@ -53,6 +53,8 @@ class KVLayer:
     k: Tensor  # [num_pages, Hkv, page_size, D]
     v: Tensor  # [num_pages, Hkv, page_size, D]
     group: int = 0  # index into ForwardBatch.out_loc and page_table
+    k_scale: Tensor | None = None  # float32 [num_pages, Hkv, page_size]; None where keys and values are not quantised
+    v_scale: Tensor | None = None
 
     @property
     def page_size(self) -> int:

@@ -51,19 +51,26 @@ class CpuBackend:
             k.shape[1],
             k.shape[2],
             kv.page_size,
-            kv.k.data_ptr(),
-            kv.v.data_ptr(),
+            *_addresses(kv),
         )
 
-    def run(self, q: Tensor, kv: KVLayer, meta: ForwardBatch, scale: float, window: int | None) -> Tensor:
+    def run(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        meta: ForwardBatch,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         num_tokens, num_heads, head_dim = q.shape
         table = meta.page_table[kv.group]
         out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype)
         self.library.sgl_attention(
             q.data_ptr(),
             q.stride(0),
-            kv.k.data_ptr(),
-            kv.v.data_ptr(),
+            *_addresses(kv),
             meta.cu_q.data_ptr(),
             meta.seq_lens.data_ptr(),
             table.data_ptr(),
@@ -74,7 +81,14 @@ class CpuBackend:
             head_dim,
             kv.page_size,
             scale,
+            softcap or 0.0,
+            None if sinks is None else sinks.data_ptr(),
             window or 0,
             out.data_ptr(),
         )
         return out
+
+
+def _addresses(kv: KVLayer) -> tuple[int | None, ...]:
+    """Of keys, values and their scales."""
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in (kv.k, kv.v, kv.k_scale, kv.v_scale))

@@ -7,6 +7,7 @@ device is opened, not with this module.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import mmap
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sgl.engine.base import env
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,13 +138,27 @@ def _call_libc(name: str, *args: int) -> None:
 
 
 def detect_isa() -> str:
-    """The best of `CPU_ISAS` that this machine's processor has."""
+    """The best of `CPU_ISAS` that this machine's processor has, or the one that SGL_KERNEL_ISA names instead.
+
+    Raises:
+        ConfigError: the processor does not have the one that is named.
+    """
+    best, asked = best_isa(_cpu_flags()), env.text("SGL_KERNEL_ISA")
+    usable = CPU_ISAS[: CPU_ISAS.index(best) + 1]
+    if asked and asked not in usable:
+        raise ConfigError(
+            f"SGL_KERNEL_ISA={asked} cannot be used on this processor; use {', '.join(usable)}.", param="SGL_KERNEL_ISA"
+        )
+    return asked or best
+
+
+@functools.cache
+def _cpu_flags() -> list[str]:
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return "generic"
-    flags = next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
-    return best_isa(flags)
+        return []
+    return next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
 
 
 def best_isa(flags: list[str]) -> str:

@@ -30,6 +30,7 @@ from sgl.engine.nn.decoder import Model
 from sgl.engine.nn.spec import WeightNames
 from sgl.engine.nn.weights import Build, Leaf, WeightSlot
 from sgl.kernels.registry import Kernels
+from sgl.quant.config import online
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NUM_LISTED = 10
@@ -49,6 +50,7 @@ def load_model(
     device: Device,
     kernels: Kernels,
     load_format: str = "auto",
+    quantization: str | None = None,
     seed: int = 0,
 ) -> Model:
     """Builds the model that ``hf_config`` describes and fills it from the directory's safetensors.
@@ -57,16 +59,17 @@ def load_model(
         dtype: what weights are converted to and computed in.
         load_format: ``dummy`` fills the weights with noise drawn from ``seed`` and reads no file; ``auto`` and
             ``safetensors`` read.
+        quantization: what linear layers are rounded to while they are loaded, one of `sgl.quant.config.FORMATS`.
 
     Raises:
         ModelError: the architecture is not supported, or files or tensors are missing, corrupt or of another shape.
     """
     family = family_of(hf_config)
-    quantization = hf_config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    stored = hf_config.get("quantization_config")
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise ModelError(f"quantization_config {method!r} is not supported; supported are unquantized checkpoints.")
-    build = Build(kernels, dtype, device.torch_device, family.names)
+    build = Build(kernels, dtype, device.torch_device, family.names, online(quantization, family.names.head))
     with torch.inference_mode():
         model = Model(family.spec(HfConfig(hf_config)), build)
         intake = Intake(model.leaves)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sgl.engine.nn.linear import format_name, prepare
 from sgl.engine.nn.weights import Build, WeightSlot
 from sgl.kernels.ops.linear import LinearFn
 
@@ -37,13 +38,14 @@ class TiedHead:
     def __init__(self, build: Build, embedding: Embedding) -> None:
         self.slots: list[WeightSlot] = []
         self.nbytes = 0
-        self._prepare: Callable[[Tensor, None], LinearFn] = build.kernels["linear.float32"]
+        self.format = format_name(build, build.names.head)
+        self._build = build
         self._embedding = embedding
         self._run: LinearFn
         build.leaves.append(self)
 
     def finalize(self) -> None:
-        self._run = self._prepare(self._embedding.table, None)
+        self._run = prepare(self._build, self._build.names.head, self._embedding.table, None, "float32")
         self.nbytes = self._run.packed_bytes
 
     def __call__(self, hidden: Tensor) -> Tensor:

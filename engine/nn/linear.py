@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sgl.engine.nn.weights import Build, Parameter, WeightSlot
-from sgl.kernels.ops.linear import LinearFn
+from sgl.kernels.ops.linear import Form, LinearFn
+from sgl.quant.rounding import quantize
 
 
 class Scheme(Protocol):
@@ -34,7 +35,7 @@ class Linear:
         names: the modules' names in the checkpoint; a single name holds all parts.
         parts: output features of each part.
         transposed: the checkpoint holds W.T.
-        op: what computes it: ``linear``, or a linear with something behind it.
+        form: what becomes of the product.
     """
 
     def __init__(
@@ -45,19 +46,20 @@ class Linear:
         parts: Sequence[int],
         bias: bool,
         transposed: bool = False,
-        op: str = "linear",
+        form: Form = "plain",
     ) -> None:
         self.build = build
         self.names = names
         self.in_features = in_features
         self.parts = tuple(parts) if len(names) > 1 else (sum(parts),)
         self.bias = bias
-        self.op = op
+        self.form: Form = form
         self.transposed = transposed
         self.destinations: dict[str, Parameter] = {}
         self.state: Any = None
         self.nbytes = 0
-        self.scheme: Scheme = Unquantized()
+        self.format = format_name(build, names[0])
+        self.scheme: Scheme = FromFloats()
         self.slots = self.scheme.slots(self)
         build.leaves.append(self)
 
@@ -68,8 +70,25 @@ class Linear:
         return self.scheme.apply(self, x)
 
 
-class Unquantized:
-    """Weights in the model's dtype, packed by the kernel that multiplies them."""
+def prepare(build: Build, path: str, weight: Tensor, bias: Tensor | None, form: Form) -> LinearFn:
+    """The function of the layer at ``path``, its weight ``[N, K]`` quantized if the model is to be."""
+    format = build.quantization.format_for(path)
+    run: LinearFn
+    if format is None:
+        run = build.kernels["linear"](weight, bias, form)
+    else:
+        run = build.kernels["linear.quantized"](quantize(weight, format), bias, form)
+    return run
+
+
+def format_name(build: Build, path: str) -> str:
+    """What the weights of the layer at ``path`` are computed with, such as ``bfloat16`` or ``int8``."""
+    format = build.quantization.format_for(path)
+    return str(build.dtype).removeprefix("torch.") if format is None else format.label
+
+
+class FromFloats:
+    """Weights that the checkpoint holds in floating point."""
 
     def slots(self, layer: Linear) -> Sequence[WeightSlot]:
         out_features = sum(layer.parts)
@@ -91,8 +110,7 @@ class Unquantized:
     def finalize(self, layer: Linear) -> None:
         tensors = {name: destination.take() for name, destination in layer.destinations.items()}
         weight, bias = tensors["weight"], tensors.get("bias")
-        run: LinearFn = layer.build.kernels[layer.op](weight, bias)
-        layer.state = run
+        run = layer.state = prepare(layer.build, layer.names[0], weight, bias, layer.form)
         layer.nbytes = (run.packed_bytes or weight.nbytes) + (0 if bias is None else bias.nbytes)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:

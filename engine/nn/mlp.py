@@ -10,13 +10,14 @@ from sgl.engine.base.errors import ModelError
 from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.spec import MlpSpec
 from sgl.engine.nn.weights import Build
+from sgl.kernels.ops.linear import Form
 
-# (a checkpoint's hidden_act, gated) -> the op of the first product, and the ops behind it
-_OPS: dict[tuple[str, bool], tuple[str, tuple[str, ...]]] = {
-    ("silu", True): ("linear.silu_mul", ()),
-    ("gelu", False): ("linear", ("act.gelu",)),
-    ("gelu_new", False): ("linear", ("act.gelu_tanh",)),
-    ("gelu_pytorch_tanh", False): ("linear", ("act.gelu_tanh",)),
+# (a checkpoint's hidden_act, gated) -> the form of the first product, and the ops behind it
+_OPS: dict[tuple[str, bool], tuple[Form, tuple[str, ...]]] = {
+    ("silu", True): ("gated", ()),
+    ("gelu", False): ("plain", ("act.gelu",)),
+    ("gelu_new", False): ("plain", ("act.gelu_tanh",)),
+    ("gelu_pytorch_tanh", False): ("plain", ("act.gelu_tanh",)),
 }
 
 
@@ -28,9 +29,9 @@ class Mlp:
         size = spec.intermediate_size
         parts = (size, size) if spec.gated else (size,)
         up_names = tuple(name.format(layer) for name in names.up)
-        product, following = _ops(spec)
+        form, following = _ops(spec)
         self._acts: list[Callable[[Tensor], Tensor]] = [build.kernels[op] for op in following]
-        self.up = Linear(build, up_names, hidden_size, parts, spec.bias, names.transposed, product)
+        self.up = Linear(build, up_names, hidden_size, parts, spec.bias, names.transposed, form)
         down_names = (names.down.format(layer),)
         self.down = Linear(build, down_names, size, (hidden_size,), spec.bias, names.transposed)
 
@@ -42,12 +43,12 @@ class Mlp:
         return self.down(x)
 
 
-def _ops(spec: MlpSpec) -> tuple[str, tuple[str, ...]]:
+def _ops(spec: MlpSpec) -> tuple[Form, tuple[str, ...]]:
     ops = _OPS.get((spec.activation, spec.gated))
     if ops is None:
         known = ", ".join(activation for activation, gated in _OPS if gated == spec.gated)
-        form = "a gated" if spec.gated else "a plain"
+        kind = "a gated" if spec.gated else "a plain"
         raise ModelError(
-            f"hidden_act {spec.activation!r} is not supported for {form} feed-forward; supported: {known}."
+            f"hidden_act {spec.activation!r} is not supported for {kind} feed-forward; supported: {known}."
         )
     return ops

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sgl.engine.nn.spec import WeightNames
 from sgl.kernels.registry import Kernels
+from sgl.quant.config import QuantConfig
 
 
 class Parameter:
@@ -75,6 +76,7 @@ class Build:
     dtype: torch.dtype
     device: torch.device
     names: WeightNames
+    quantization: QuantConfig = field(default_factory=QuantConfig)
     leaves: list[Leaf] = field(default_factory=list)
 
     def parameter(self, *shape: int) -> Parameter:

@@ -33,6 +33,10 @@ static inline f32x16 as_float(i32x16 x) { return (f32x16)x; }
 static inline i32x16 as_int(f32x16 x) { return (i32x16)x; }
 static inline i32x16 widen(const uint16_t* p) { return __builtin_convertvector(*(const u16x16*)p, i32x16); }
 static inline void narrow(uint16_t* p, i32x16 x) { *(u16x16*)p = __builtin_convertvector(x, u16x16); }
+static inline void narrow(int8_t* p, i32x16 x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
+static inline i32x16 widen(const uint8_t* p) { return (i32x16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+static inline f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
+static inline int32_t sum_lanes(i32x16 x) { return _mm512_reduce_add_epi32((__m512i)x); }
 
 #else
 
@@ -94,6 +98,22 @@ static inline i32x16 widen(const uint16_t* p) {
 static inline void narrow(uint16_t* p, i32x16 x) {
   for (int i = 0; i < 8; ++i) p[i] = uint16_t(x.a[i]), p[i + 8] = uint16_t(x.b[i]);
 }
+static inline void narrow(int8_t* p, i32x16 x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = int8_t(x[i]);
+}
+static inline i32x16 widen(const uint8_t* p) {
+  i32x16 out;
+  for (int i = 0; i < kLanes; ++i) out[i] = p[i];
+  return out;
+}
+static inline f32x16 to_float(i32x16 x) {
+  return {__builtin_convertvector(x.a, f32x16::Half), __builtin_convertvector(x.b, f32x16::Half)};
+}
+static inline int32_t sum_lanes(i32x16 x) {
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
 
 #endif
 
@@ -136,6 +156,34 @@ static inline f32x16 dot_bf16(f32x16 acc, i32x16 w, uint32_t x) {
   std::memcpy(&a, &x_low, 4);
   std::memcpy(&b, &x_high, 4);
   return acc + low * a + high * b;
+#endif
+}
+
+// acc[lane] += the products of four unsigned bytes of w[lane] with four signed bytes of x.
+static inline i32x16 dot_bytes(i32x16 acc, i32x16 w, uint32_t x) {
+#if defined(__AVX512VNNI__)
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32((int)x));
+#else
+  int8_t b[4];
+  std::memcpy(b, &x, 4);
+  // Without VNNI as pairs of 16-bit products: those of bytes alone (maddubs) saturate.
+  [[maybe_unused]] int even = (uint16_t)b[0] | int(uint16_t(b[2]) << 16), odd = (uint16_t)b[1] | int(uint16_t(b[3]) << 16);
+#if defined(__AVX512BW__)
+  __m512i v = (__m512i)w, low = _mm512_and_si512(v, _mm512_set1_epi16(255)), high = _mm512_srli_epi16(v, 8);
+  __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(low, _mm512_set1_epi32(even)),
+                                 _mm512_madd_epi16(high, _mm512_set1_epi32(odd)));
+  return acc + (i32x16)sum;
+#elif defined(__AVX2__)
+  auto half = [&](__m256i v) {
+    __m256i low = _mm256_and_si256(v, _mm256_set1_epi16(255)), high = _mm256_srli_epi16(v, 8);
+    return (i32x16::Half)_mm256_add_epi32(_mm256_madd_epi16(low, _mm256_set1_epi32(even)),
+                                          _mm256_madd_epi16(high, _mm256_set1_epi32(odd)));
+  };
+  return {acc.a + half((__m256i)w.a), acc.b + half((__m256i)w.b)};
+#else
+  for (int i = 0; i < 4; ++i) acc += ((w >> 8 * i) & 255) * int(b[i]);
+  return acc;
+#endif
 #endif
 }
 

@@ -20,15 +20,16 @@ extern "C" {
 // Mirrors the ctypes structures of decoder.py, field by field.
 struct LayerWeights {
   const bf16 *attention_norm, *mlp_norm, *q_norm, *k_norm;
-  const bf16 *qkv, *out, *gate_up, *down;
-  const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
-  bf16 *k_cache, *v_cache;
+  Weight qkv, out, gate_up, down;
+  void *k_cache, *v_cache;
+  float *k_scale, *v_scale;  // null where the cache is bf16
+  const float* sinks;
   int64_t window;
 };
 
 struct Shape {
   int64_t hidden, heads, kv_heads, dim, inner, page_size;
-  float eps, scale, rope_scale;
+  float eps, scale, softcap, rope_scale;
   const float* frequencies;  // [dim / 2]
 };
 
@@ -47,11 +48,11 @@ void sgl_threads(void* parallel, void* thread, void* threads, int count) {
 }
 
 // hidden [T, hidden] is replaced by the last layer's output. Of scratch, `tokens * (hidden + (2 H + 2 Hkv) D + inner)`
-// are used, and of angles `tokens * D`.
+// are used, of angles `tokens * D`, and of quantised the most that `activation_bytes` says of a weight, for every token.
 void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, const Step* step, bf16* hidden,
-                 bf16* scratch, float* angles) {
+                 bf16* scratch, float* angles, void* quantised) {
   if (!place.team)
-    return together([&] { sgl_decoder(layers, count, shape, step, hidden, scratch, angles); });
+    return together([&] { sgl_decoder(layers, count, shape, step, hidden, scratch, angles, quantised); });
   const Shape& s = *shape;
   int64_t tokens = step->tokens, width = (s.heads + 2 * s.kv_heads) * s.dim, mixed = s.heads * s.dim, half = s.dim / 2;
   bf16 *normed = scratch, *qkv = normed + tokens * s.hidden, *attended = qkv + tokens * width;
@@ -67,17 +68,16 @@ void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, 
   }, 4);
   for (int64_t n = 0; n < count; ++n) {
     const LayerWeights& w = layers[n];
-    rms_norm(hidden, tokens, s.hidden, w.attention_norm, s.eps, normed);
-    linear(normed, tokens, s.hidden, w.qkv, width, w.qkv_bias, qkv, Epilogue::none);
-    Heads heads{int(s.heads), int(s.kv_heads), int(s.dim), int(s.page_size), w.q_norm, w.k_norm, s.eps};
-    rope_and_store(qkv, tokens, heads, {cos, sin}, step->loc, w.k_cache, w.v_cache);
-    attend({qkv, width, w.k_cache, w.v_cache, step->cu_q, step->seq_lens, step->page_table, step->max_pages,
-            int(step->rows), int(s.heads), int(s.kv_heads), int(s.dim), int(s.page_size), s.scale, int(w.window),
-            attended});
-    linear(attended, tokens, mixed, w.out, s.hidden, w.out_bias, hidden, Epilogue::residual);
-    rms_norm(hidden, tokens, s.hidden, w.mlp_norm, s.eps, normed);
-    linear(normed, tokens, s.hidden, w.gate_up, 2 * s.inner, w.gate_up_bias, active, Epilogue::silu_mul);
-    linear(active, tokens, s.inner, w.down, s.hidden, w.down_bias, hidden, Epilogue::residual);
+    Activations x = normed_activations(w.qkv, hidden, tokens, w.attention_norm, s.eps, normed, quantised);
+    linear(w.qkv, x, tokens, qkv, Epilogue::none);
+    Pages pages{w.k_cache, w.v_cache, w.k_scale, w.v_scale, int(s.kv_heads), int(s.dim), int(s.page_size)};
+    rope_and_store(qkv, tokens, {int(s.heads), w.q_norm, w.k_norm, s.eps}, {cos, sin}, step->loc, pages);
+    attend({qkv, width, pages, step->cu_q, step->seq_lens, step->page_table, step->max_pages, int(step->rows),
+            int(s.heads), s.scale, s.softcap, w.sinks, int(w.window), attended});
+    linear(w.out, activations(w.out, attended, tokens, quantised), tokens, hidden, Epilogue::residual);
+    x = normed_activations(w.gate_up, hidden, tokens, w.mlp_norm, s.eps, normed, quantised);
+    linear(w.gate_up, x, tokens, active, Epilogue::silu_mul);
+    linear(w.down, activations(w.down, active, tokens, quantised), tokens, hidden, Epilogue::residual);
   }
 }
 }

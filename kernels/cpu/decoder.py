@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgl.kernels.cpu.linear import NativeLinear
+from sgl.kernels.cpu.linear import NativeLinear, WeightStruct
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
@@ -18,10 +18,13 @@ _LINEARS = ("qkv", "out", "gate_up", "down")
 
 class _LayerWeights(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in (*_NORMS, *_LINEARS)),
-        *((f"{name}_bias", _POINTER) for name in _LINEARS),
+        *((name, _POINTER) for name in _NORMS),
+        *((name, WeightStruct) for name in _LINEARS),
         ("k_cache", _POINTER),
         ("v_cache", _POINTER),
+        ("k_scale", _POINTER),
+        ("v_scale", _POINTER),
+        ("sinks", _POINTER),
         ("window", _LONG),
     )
 
@@ -29,7 +32,7 @@ class _LayerWeights(ctypes.Structure):
 class _Shape(ctypes.Structure):
     _fields_ = (
         *((name, _LONG) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "page_size")),
-        *((name, _FLOAT) for name in ("eps", "scale", "rope_scale")),
+        *((name, _FLOAT) for name in ("eps", "scale", "softcap", "rope_scale")),
         ("frequencies", _POINTER),
     )
 
@@ -94,6 +97,8 @@ class FusedDecoder:
             rope_scale=rope_scale,
             frequencies=frequencies.data_ptr(),
         )
+        products = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        self._quantised_bytes = max(linear.scratch_bytes for linear in products)
         self._width = first.out.out_features + first.qkv.out_features + num_heads * head_dim + first.down.in_features
 
     def run(
@@ -129,6 +134,7 @@ class FusedDecoder:
         )
         scratch = torch.empty(tokens * self._width, dtype=torch.bfloat16)
         angles = torch.empty(tokens * self._shape.dim)
+        quantised = torch.empty(tokens * self._quantised_bytes, dtype=torch.uint8)
         self._library.sgl_decoder(
             ctypes.byref(self._layers),
             len(self._layers),
@@ -137,6 +143,7 @@ class FusedDecoder:
             hidden.data_ptr(),
             scratch.data_ptr(),
             angles.data_ptr(),
+            quantised.data_ptr(),
         )
         return hidden
 
@@ -147,6 +154,5 @@ def _weights(layer: FusedLayer) -> _LayerWeights:
     return _LayerWeights(
         window=layer.window or 0,
         **{name: None if norm is None else norm.data_ptr() for name, norm in norms.items()},
-        **{name: linear.weight.data_ptr() for name, linear in linears.items()},
-        **{f"{name}_bias": None if linear.bias is None else linear.bias.data_ptr() for name, linear in linears.items()},
+        **{name: linear.struct for name, linear in linears.items()},
     )

@@ -8,32 +8,70 @@ namespace sgl {
 // attention.cpp
 constexpr int kSub = 16;  // tokens of a sub-page, the unit of the cache layout
 
+// The pages of a layer in the order of attention.cpp: bf16, or bytes and a scale for every token.
+struct Pages {
+  void *k, *v;                // [pages, Hkv, page_size * D]
+  float *k_scale, *v_scale;   // [pages, Hkv, page_size], null where k and v are bf16
+  int kv_heads, dim, page_size;
+};
+
 struct Batch {
   const bf16* q;              // [T, H, D], token stride ldq
   int64_t ldq;
-  const bf16 *k, *v;          // [pages, Hkv, page_size * D]
+  Pages pages;
   const int32_t* cu_q;        // [B + 1]
   const int32_t* seq_lens;    // [B]
   const int32_t* page_table;  // [B, max_pages]
   int64_t max_pages;
-  int rows, heads, kv_heads, dim, page_size;
+  int rows, heads;
   float scale;
+  float softcap;              // 0: none; else scores become softcap * tanh(score / softcap)
+  const float* sinks;         // null or [H], the score of a key that every query sees and that has no value
   int window;                 // 0: none; else the number of tokens, itself included, that a query sees
   bf16* out;                  // [T, H, D]
 };
 void attend(const Batch& b);
+
+// quantize.cpp
+enum class Format : int32_t { bf16, int8, int4 };
+
+// A packed weight [columns, inner], see linear.cpp; linear.py mirrors it field by field.
+struct Weight {
+  const uint8_t* data;
+  const float* bias;             // a value for every column of every panel, or null
+  int64_t inner, columns;
+  Format format;
+  int32_t group;                 // inputs that share a scale: all of them in int8
+  int32_t has_zeros;             // int4: zero points are stored; else all are 8
+};
+
+// The rows that a weight is multiplied with, in the form that its format wants: bf16, or signed bytes with a scale
+// and a sum for every group of inputs.
+struct Activations {
+  const void* data;
+  int64_t stride;                // bytes from row to row
+  const float* scales;           // [rows, groups]
+  const int32_t* sums;           // [rows, groups]
+};
+
+// Bytes of scratch that `activations` uses for a row.
+int64_t activation_bytes(const Weight& w);
+
+// x [rows, inner], quantised into scratch where the weight is. With a norm, its rows are normalised into `normed` first.
+Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch);
+Activations normed_activations(const Weight& w, const bf16* x, int64_t rows, const bf16* norm, float eps, bf16* normed,
+                               void* scratch);
 
 // linear.cpp
 enum class Epilogue { none, residual, silu_mul };
 
 // out [rows, columns] = x [rows, inner] W^T + bias. With residual, out += that; with silu_mul every panel holds 32 gate
 // and 32 up columns and out is [rows, columns / 2].
-void linear(const bf16* x, int64_t rows, int64_t inner, const bf16* packed, int64_t columns, const float* bias,
-            bf16* out, Epilogue epilogue);
+void linear(const Weight& w, const Activations& x, int64_t rows, bf16* out, Epilogue epilogue);
 
 // elementwise.cpp
 // out = x / rms(x) * weight, rounded to bf16 before the weight as transformers does.
-void rms_norm(const bf16* x, int64_t rows, int64_t width, const bf16* weight, float eps, bf16* out);
+void norm_row(const bf16* x, int64_t width, const bf16* weight, float eps, bf16* out);
 
 struct Rope {
   const float *cos, *sin;        // [T, dim / 2]
@@ -42,11 +80,11 @@ struct Rope {
 // In place on the q and k heads of qkv [T, (H + 2 Hkv) D]: optional per-head RMS norm, then rotation of the halves
 // (NeoX style); k and v then go to their pages.
 struct Heads {
-  int heads, kv_heads, dim, page_size;
+  int heads;
   const bf16 *q_norm, *k_norm;   // [D] or null
   float eps;
 };
-void rope_and_store(bf16* qkv, int64_t tokens, const Heads& heads, const Rope& rope, const int64_t* loc, bf16* k_cache,
-                    bf16* v_cache);
+void rope_and_store(bf16* qkv, int64_t tokens, const Heads& heads, const Rope& rope, const int64_t* loc,
+                    const Pages& pages);
 
 }  // namespace sgl

@@ -4,51 +4,86 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sgl.kernels.cpu import native
-from sgl.kernels.ops.linear import Float32Linear, GatedLinear, LinearFn, PlainLinear
+from sgl.kernels.ops.linear import Form, LinearFn, PlainLinear, QuantizedWeight, shaped
 from sgl.kernels.registry import impl
 
 PANEL = 64
 """Output columns of a panel."""
 
-Form = Literal["plain", "gated", "float32"]
+FORMATS = ("bf16", "int8", "int4")
+"""In the order of the C++ enumeration."""
 
 
-@dataclass(frozen=True, slots=True)
+class WeightStruct(ctypes.Structure):
+    """Mirrors ``Weight`` of kernels.h, field by field."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inner", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("format", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("has_zeros", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
 class NativeLinear:
-    """``y [T, N] = x [T, K] @ W.T + b`` in bf16; a row's result does not depend on the other rows.
+    """``y [T, N] = x [T, K] @ W.T + b`` for x in bf16; a row's result does not depend on the other rows."""
 
-    The form of the result: ``plain``; ``gated``, where the columns are gates and ups and the result is
-    ``silu(gate) * up`` of half the width; or ``float32``, which is not rounded to bf16.
-    """
-
-    weight: Tensor  # bf16 [panels * K * 64], see linear.cpp
+    weight: Tensor  # uint8, see linear.cpp
     bias: Tensor | None  # float32 [panels * 64]
     in_features: int
     out_features: int
     form: Form
+    format: str  # one of FORMATS
     library: ctypes.CDLL
+    group: int = 1  # inputs that share a scale
+    has_zeros: bool = False
 
     @property
     def packed_bytes(self) -> int:
         return self.weight.nbytes
 
+    @cached_property
+    def struct(self) -> WeightStruct:
+        """What the C++ kernels take; holds addresses, so this object must outlive its use."""
+        return WeightStruct(
+            self.weight.data_ptr(),
+            None if self.bias is None else self.bias.data_ptr(),
+            self.in_features,
+            self.out_features,
+            FORMATS.index(self.format),
+            self.group,
+            self.has_zeros,
+        )
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the kernels need for every row beside input and output: the row in integers, its scales and sums."""
+        if self.format == "bf16":
+            return 0
+        groups = -(-self.in_features // self.group)
+        return (groups * self.group if self.format == "int4" else -(-self.in_features // 4) * 4) + 8 * groups
+
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        width = self.out_features // 2 if self.form == "gated" else self.out_features
-        y = torch.empty(x.shape[0], width, dtype=torch.float32 if self.form == "float32" else torch.bfloat16)
-        bias = None if self.bias is None else self.bias.data_ptr()
-        operands = (x.data_ptr(), x.shape[0], self.in_features, self.weight.data_ptr(), self.out_features, bias)
+        rows, width = x.shape[0], self.out_features // 2 if self.form == "gated" else self.out_features
+        y = torch.empty(rows, width, dtype=torch.float32 if self.form == "float32" else torch.bfloat16)
+        scratch = torch.empty(rows * self.scratch_bytes, dtype=torch.uint8)
+        operands = (ctypes.byref(self.struct), x.data_ptr(), rows, scratch.data_ptr(), y.data_ptr())
         if self.form == "float32":
-            self.library.sgl_linear_bf16_f32(*operands, y.data_ptr())
+            self.library.sgl_linear_f32(*operands)
         else:
-            self.library.sgl_linear_bf16(*operands, y.data_ptr(), 2 if self.form == "gated" else 0)
+            self.library.sgl_linear(*operands, 2 if self.form == "gated" else 0)
         return y
 
 
@@ -56,7 +91,7 @@ class WeightBlock:
     """One stretch of huge pages for the weights of many layers: most are too small to fill huge pages of their own."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._block = native.anonymous(size_bytes // 2, torch.bfloat16)
+        self._block = native.anonymous(size_bytes, torch.uint8)
         self._used = 0
 
     def take(self, linear: NativeLinear) -> NativeLinear:
@@ -68,42 +103,66 @@ class WeightBlock:
 
 
 @impl("linear", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
-def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
-    if weight.shape[1] % 2:
-        return PlainLinear(weight, bias)
-    return pack(weight, bias, "plain")
+def linear(weight: Tensor, bias: Tensor | None, form: Form) -> LinearFn:
+    inner = weight.shape[1]
+    if inner % 2:
+        return shaped(PlainLinear(weight, bias), form)
+    columns, library = weight.shape[0], native.library()
+    if form == "gated":
+        weight, bias = _interleave(weight), None if bias is None else _interleave(bias)
+    weight, panels = weight.contiguous(), _panels(weight)
+    packed = native.anonymous(panels * PANEL * inner * 2, torch.uint8)
+    library.sgl_pack_bf16(weight.data_ptr(), weight.shape[0], inner, packed.data_ptr())
+    return NativeLinear(packed, _padded(bias, panels), inner, columns, form, "bf16", library)
 
 
-@impl("linear.float32", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
-def linear_float32(weight: Tensor, bias: Tensor | None) -> LinearFn:
-    if weight.shape[1] % 2:
-        return Float32Linear(PlainLinear(weight, bias))
-    return pack(weight, bias, "float32")
+@impl("linear.quantized", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form) -> LinearFn:
+    columns, inner = weight.values.shape
+    values, scales, zeros = weight.values, weight.scales, weight.zeros
+    if form == "gated":
+        values, scales = _interleave(values), _interleave(scales)
+        zeros, bias = (None if part is None else _interleave(part) for part in (zeros, bias))
+    format, pack = ("int8", _pack_int8) if weight.bits == 8 else ("int4", _pack_int4)
+    library, panels = native.library(), _panels(values)
+    packed = pack(library, panels, values.contiguous(), scales, zeros, weight.group)
+    has_zeros = weight.bits == 4 and zeros is not None
+    padded = _padded(bias, panels)
+    return NativeLinear(packed, padded, inner, columns, form, format, library, weight.group, has_zeros)
 
 
-@impl("linear.silu_mul", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
-def linear_silu_mul(weight: Tensor, bias: Tensor | None) -> LinearFn:
-    """Gates and ups that belong together come to stand in one panel, 32 of each."""
-    if weight.shape[1] % 2:
-        return GatedLinear(PlainLinear(weight, bias))
-    half, pad = weight.shape[0] // 2, -(weight.shape[0] // 2) % (PANEL // 2)
-
-    def interleave(rows: Tensor) -> Tensor:
-        parts = (functional.pad(part, (0, 0, 0, pad)) for part in (rows[:half], rows[half:]))
-        gate, up = (part.view(-1, PANEL // 2, rows.shape[1]) for part in parts)
-        return torch.cat((gate, up), 1).flatten(0, 1)
-
-    biases = None if bias is None else interleave(bias[:, None])[:, 0]
-    return pack(interleave(weight), biases, "gated", width=2 * half)
+def _pack_int8(
+    library: ctypes.CDLL, panels: int, values: Tensor, scales: Tensor, zeros: Tensor | None, group: int
+) -> Tensor:
+    rows, inner = values.shape
+    assert zeros is None and group >= inner, "8 bits are symmetric, with a scale per output"
+    packed, kept = native.anonymous(panels * PANEL * (-(-inner // 4) * 4 + 4), torch.uint8), scales.float().contiguous()
+    library.sgl_pack_int8(values.data_ptr(), kept.data_ptr(), rows, inner, packed.data_ptr())
+    return packed
 
 
-def pack(weight: Tensor, bias: Tensor | None, form: Form, *, width: int | None = None) -> NativeLinear:
-    """Packs a weight ``[N, K]``, K even; ``width`` is the number of columns that count (default N)."""
-    library = native.library()
-    columns, inner = weight.shape
-    panels = -(-columns // PANEL)
-    packed = native.anonymous(panels * PANEL * inner, torch.bfloat16)
-    weight = weight.contiguous()
-    library.sgl_pack_bf16(weight.data_ptr(), columns, inner, packed.data_ptr())
-    padded = None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - columns))
-    return NativeLinear(packed, padded, inner, width or columns, form, library)
+def _pack_int4(
+    library: ctypes.CDLL, panels: int, values: Tensor, scales: Tensor, zeros: Tensor | None, group: int
+) -> Tensor:
+    (rows, inner), groups = values.shape, scales.shape[1]
+    packed = native.anonymous(panels * PANEL * groups * (group // 2 + 2 + (zeros is not None)), torch.uint8)
+    kept, zeros = scales.bfloat16().contiguous(), None if zeros is None else zeros.contiguous()
+    zero_points = None if zeros is None else zeros.data_ptr()
+    library.sgl_pack_int4(values.data_ptr(), kept.data_ptr(), zero_points, rows, inner, group, packed.data_ptr())
+    return packed
+
+
+def _panels(weight: Tensor) -> int:
+    return -(-weight.shape[0] // PANEL)
+
+
+def _padded(bias: Tensor | None, panels: int) -> Tensor | None:
+    return None if bias is None else functional.pad(bias.float(), (0, panels * PANEL - bias.shape[0]))
+
+
+def _interleave(rows: Tensor) -> Tensor:
+    """Gates and ups that belong together come to stand in one panel, 32 of each; the last is filled up with zeros."""
+    half, block = rows.shape[0] // 2, PANEL // 2
+    filling = rows.new_zeros(-half % block, *rows.shape[1:])
+    gate, up = (torch.cat((part, filling)).view(-1, block, *rows.shape[1:]) for part in (rows[:half], rows[half:]))
+    return torch.cat((gate, up), 1).flatten(0, 1)

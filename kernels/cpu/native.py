@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import mmap
+import os
 import shutil
 import subprocess
 import tempfile
@@ -22,8 +23,9 @@ import torch
 
 from sgl.engine.base import env
 from sgl.engine.base.device import detect_isa
+from sgl.engine.base.machine import cpus
 
-SOURCES = ("linear.cpp", "attention.cpp", "elementwise.cpp", "decoder.cpp")
+SOURCES = ("linear.cpp", "quantize.cpp", "attention.cpp", "elementwise.cpp", "decoder.cpp")
 HEADERS = ("common.h", "kernels.h")
 
 # -ffp-contract=fast fixes the use of fused multiply-adds in the source's place; without it the compiler may choose.
@@ -34,20 +36,24 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma"),
     "generic": (),
 }
+SANITIZE_FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+"""Added with SGL_KERNEL_SANITIZE=1; the process must have libasan preloaded."""
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_threads": (_POINTER, _POINTER, _POINTER, _INT),
     "sgl_pack_bf16": (_POINTER, _LONG, _LONG, _POINTER),
-    "sgl_linear_bf16": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT),
-    "sgl_linear_bf16_f32": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
-    "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER),
+    "sgl_pack_int8": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
+    "sgl_pack_int4": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
+    "sgl_linear": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
+    "sgl_linear_f32": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER),
+    "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, *[_INT] * 3, *[_POINTER] * 4),
     "sgl_attention": (
-        *(_POINTER, _LONG, *[_POINTER] * 5, _LONG),
+        *(_POINTER, _LONG, *[_POINTER] * 7, _LONG),
         *([_INT] * 5),
-        *(_FLOAT, _INT, _POINTER),
+        *(_FLOAT, _FLOAT, _POINTER, _INT, _POINTER),
     ),
-    "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 5),
+    "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 6),
 }
 
 
@@ -72,14 +78,18 @@ def missing() -> str:
     return ""
 
 
-@functools.cache
 def library(isa: str | None = None) -> ctypes.CDLL:
-    """The kernels for ``isa`` (default: this processor's), compiled if they are not in the cache.
+    """The kernels for ``isa`` (default: as `detect_isa` says), compiled if they are not in the cache.
 
     Raises:
         OSError, subprocess.SubprocessError: they cannot be built or loaded.
     """
-    lib = ctypes.CDLL(str(build(isa or detect_isa())))
+    return _load(isa or detect_isa())
+
+
+@functools.cache
+def _load(isa: str) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(build(isa)))
     for name, arguments in _SIGNATURES.items():
         function = getattr(lib, name)
         function.argtypes = arguments
@@ -95,11 +105,25 @@ def set_threads(lib: ctypes.CDLL, count: int) -> None:
     lib.sgl_threads(*(ctypes.cast(entry, _POINTER) for entry in entries), count)
 
 
+def pin(count: int) -> None:
+    """Keeps each of ``count`` threads of the calling thread's team on a core of its own, the caller included."""
+    numbers = cpus()
+    team = ctypes.CDLL(_openmp())
+
+    @ctypes.CFUNCTYPE(None, _POINTER)
+    def settle(_: object) -> None:
+        os.sched_setaffinity(0, {numbers[team.omp_get_thread_num() % len(numbers)]})
+
+    team.GOMP_parallel(settle, None, count, 0)
+
+
 def anonymous(count: int, dtype: torch.dtype) -> torch.Tensor:
     """``count`` zeros in memory of their own, which goes back to the system with the tensor.
 
     In 2 MiB pages where the system allows: streaming weights misses the TLB less.
     """
+    if env.flag("SGL_KERNEL_SANITIZE"):  # which watches the borders of what malloc gave only
+        return torch.zeros(count, dtype=dtype)
     memory = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a refusal costs speed only
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -112,9 +136,10 @@ def build(isa: str) -> Path:
     if cxx is None:
         raise OSError("no C++ compiler")
     folder = Path(__file__).parent
-    command = [cxx, *FLAGS, *ISA_FLAGS[isa], *(str(folder / source) for source in SOURCES)]
+    flags = (*FLAGS, *ISA_FLAGS[isa], *(SANITIZE_FLAGS if env.flag("SGL_KERNEL_SANITIZE") else ()))
+    command = [cxx, *flags, *(str(folder / source) for source in SOURCES)]
     digest = hashlib.sha256()
-    digest.update("\0".join([_version(cxx), *FLAGS, *ISA_FLAGS[isa]]).encode())
+    digest.update("\0".join([_version(cxx), *flags]).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((folder / name).read_bytes())
     cache = env.cache_dir() / "kernels"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sgl.kernels.ops.activation import silu_mul
 from sgl.kernels.registry import op
 
+Form = Literal["plain", "gated", "float32"]
+"""What becomes of a product: nothing; ``silu(gate) * up``, half as wide, of gates that stand before ups; or a result in
+float32, for the scores of tokens, among which ties should be rare."""
+
 
 class LinearFn(Protocol):
-    """``y [T, N] = x [T, K] @ weight.T + bias`` for a weight that was given once."""
+    """``y [T, N] = x [T, K] @ weight.T + bias`` for a weight that was given once, in some `Form`."""
 
     @property
     def packed_bytes(self) -> int:
@@ -61,19 +66,69 @@ class Float32Linear:
         return self.linear(x).float()
 
 
+def shaped(linear: LinearFn, form: Form) -> LinearFn:
+    """A plain linear layer with what its form asks for behind it."""
+    return GatedLinear(linear) if form == "gated" else Float32Linear(linear) if form == "float32" else linear
+
+
 @op("linear")
-def linear(weight: Tensor, bias: Tensor | None) -> LinearFn:
+def linear(weight: Tensor, bias: Tensor | None, form: Form) -> LinearFn:
     """Prepares weight ``[N, K]`` and bias ``[N]``; the caller drops them unless it shares them."""
-    return PlainLinear(weight, bias)
+    return shaped(PlainLinear(weight, bias), form)
 
 
-@op("linear.silu_mul")
-def linear_silu_mul(weight: Tensor, bias: Tensor | None) -> LinearFn:
-    """As `linear` for a weight ``[2F, K]`` of gates, then ups; the function returns ``silu(gate) * up`` ``[T, F]``."""
-    return GatedLinear(linear(weight, bias))
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """``W [N, K] = (values - zeros) * scales``, with one scale and zero point for ``group`` inputs of an output.
+
+    Integer products want the input as integers too: every ``group`` of a row is rounded to multiples of its greatest
+    magnitude / 127. With 8 bits the group is the whole row (W8A8 with dynamic scales per token, as in LLM.int8,
+    Dettmers 2022, without its outlier columns); with 4 bits it is the weights' own, as in llama.cpp.
+    """
+
+    values: Tensor  # uint8 [N, K], 0 .. 2^bits - 1
+    scales: Tensor  # float32 [N, G]; 4 bits: each representable in bfloat16
+    zeros: Tensor | None  # uint8 [N, G]; None: all are 2^(bits - 1)
+    bits: Literal[4, 8]
+    group: int  # inputs; the last group may be shorter
+
+    def dequantize(self) -> Tensor:
+        """The weight in float32 ``[N, K]``."""
+        middle = torch.full_like(self.scales, 1 << self.bits - 1)
+        points = middle if self.zeros is None else self.zeros.float()
+        scales, zeros = (
+            part.repeat_interleave(self.group, 1)[:, : self.values.shape[1]] for part in (self.scales, points)
+        )
+        return (self.values.float() - zeros) * scales
 
 
-@op("linear.float32")
-def linear_float32(weight: Tensor, bias: Tensor | None) -> LinearFn:
-    """As `linear`, with a result in float32: the scores of tokens, among which ties should be rare."""
-    return Float32Linear(linear(weight, bias))
+def quantize_rows(x: Tensor, group: int) -> Tensor:
+    """x ``[T, K]`` as the integer products see it: float32 multiples of every group's greatest magnitude / 127."""
+    groups = functional.pad(x.float(), (0, -x.shape[1] % group)).view(x.shape[0], -(-x.shape[1] // group), group)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    steps = torch.where(scale > 0, groups / scale, 0).round()
+    rounded: Tensor = (steps * scale).flatten(1)[:, : x.shape[1]]
+    return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class PlainQuantizedLinear:
+    """Computes with the dequantized weight, and inputs rounded as the integer kernels round them."""
+
+    weight: Tensor  # float32 [N, K]
+    bias: Tensor | None
+    group: int
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return functional.linear(quantize_rows(x, self.group), self.weight, bias).to(x.dtype)
+
+
+@op("linear.quantized")
+def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form) -> LinearFn:
+    """As `linear` for a quantized weight."""
+    return shaped(PlainQuantizedLinear(weight.dequantize(), bias, weight.group), form)

@@ -20,6 +20,7 @@ from sgl.engine.nn.decoder import Model
 from sgl.engine.runtime.executor import TorchExecutor
 from sgl.kernels.cpu import native
 from sgl.kernels.registry import bind
+from sgl.quant.config import FORMATS
 from tests.core.simulation import Script, run_to_end
 from tests.models.checkpoints import FAMILIES, VOCAB_SIZE, make_checkpoint
 
@@ -54,12 +55,16 @@ class Recorder(Script):
             self.logprobs[item.rid] += item.prompt_logprobs + item.logprobs
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+MODELS = [(family, None) for family in FAMILIES] + [("qwen2", format) for format in FORMATS] + [("gpt2", "int8")]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda param: "-".join(filter(None, param)))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    family = request.param
+    family, quantization = request.param
     path = make_checkpoint(family, tmp_path_factory.mktemp(family), tokenizer=False, **OVERRIDES.get(family, {}))
     kernels = bind("cpu", detect_isa(), torch.bfloat16)
-    return load_model(path, read_config(path, {}), dtype=torch.bfloat16, device=open_device("cpu"), kernels=kernels)
+    config, device = read_config(path, {}), open_device("cpu")
+    return load_model(path, config, dtype=torch.bfloat16, device=device, kernels=kernels, quantization=quantization)
 
 
 def make_requests() -> list[Request]:

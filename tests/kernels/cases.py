@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from sgl.kernels.ops.linear import Form, QuantizedWeight
+
+FORMS: tuple[Form, ...] = ("plain", "gated", "float32")
+QUANTIZED: tuple[tuple[Literal[4, 8], int, bool], ...] = (
+    (8, 0, False),
+    *((4, group, zeros) for group in (32, 64, 128) for zeros in (False, True)),
+)
+"""Bits, inputs that share a scale, and whether there are zero points."""
 
 
 @dataclass(frozen=True)
@@ -88,26 +97,51 @@ def _rope(tokens: int, heads: int, dim: int) -> Case:
     return Case("rope.apply", f"{tokens}x{heads}x{dim}", run)
 
 
-def _linear(op: str, tokens: int, k: int, n: int, bias: bool) -> Case:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
+    y = x @ weight.t() + (0 if bias is None else bias.double())
+    gate, up = y.split(y.shape[1] // 2, -1) if form == "gated" else (y, y)
+    return torch.nn.functional.silu(gate) * up if form == "gated" else y
+
+
+def _linear(form: Form, tokens: int, k: int, n: int, bias: bool) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         weight, x = (_random(n, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
         b = _random(n).to(dtype) if bias else None
-        wanted = x.double() @ weight.double().t() + (0 if b is None else b.double())
-        prepared = fn(weight.clone(), b)
-        return [prepared(x)], [wanted]
+        return [fn(weight.clone(), b, form)(x)], [_product(x.double(), weight.double(), b, form)]
 
-    result = torch.float32 if op == "linear.float32" else None
-    return Case(op, f"{tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
+    result = torch.float32 if form == "float32" else None
+    return Case("linear", f"{form} {tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
 
 
-def _gated_linear(tokens: int, k: int, n: int, bias: bool) -> Case:
+def _rounded(x: Tensor, group: int) -> Tensor:
+    """Every group of a row in multiples of its greatest magnitude / 127; in float32, on which ties depend."""
+    parts = []
+    for part in x.float().split(group, 1):
+        step = part.abs().amax(1, keepdim=True) / 127
+        parts.append(torch.where(step > 0, (part / step).round().double() * step, 0.0))
+    return torch.cat(parts, 1)
+
+
+def _quantized(form: Form, bits: Literal[4, 8], group: int, zeros: bool, tokens: int, k: int, n: int) -> Case:
+    """Against the product of the values that the bytes stand for."""
+
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        weight, x = (_random(2 * n, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
-        b = _random(2 * n).to(dtype) if bias else None
-        gate, up = (x.double() @ weight.double().t() + (0 if b is None else b.double())).split(n, -1)
-        return [fn(weight.clone(), b)(x)], [torch.nn.functional.silu(gate) * up]
+        per_scale = k if bits == 8 else group
+        groups, most = -(-k // per_scale), 1 << bits
+        values = torch.randint(0, most, (n, k), dtype=torch.uint8)
+        scales = (_random(n, groups) * k**-0.5 / most).bfloat16().float()
+        points = torch.randint(0, most, (n, groups), dtype=torch.uint8) if zeros else None
+        x, bias = _random(tokens, k).to(dtype), _random(n).to(dtype)
+        x[:, : k // 3] *= 1e-3
+        prepared = fn(QuantizedWeight(values.clone(), scales, points, bits, per_scale), bias, form)
+        column = torch.arange(k) // per_scale
+        middle = torch.full((n, groups), most / 2) if points is None else points
+        weight = (values.double() - middle[:, column].double()) * scales.double()[:, column]
+        return [prepared(x)], [_product(_rounded(x, per_scale), weight, bias, form)]
 
-    return Case("linear.silu_mul", f"{tokens}x{k}x{n}{'+b' if bias else ''}", run)
+    result = torch.float32 if form == "float32" else None
+    name = f"int{bits}-g{group}{'z' if zeros else ''} {form} {tokens}x{k}x{n}"
+    return Case("linear.quantized", name, run, result)
 
 
 def _embedding() -> Case:
@@ -151,12 +185,18 @@ CASES: list[Case] = [
         lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
     ),
     *(
-        _linear(op, t, k, n, b)
-        for op in ("linear", "linear.float32")
+        _linear(form, t, k, n, b)
+        for form in FORMS
         for t in (0, 1, 2, 8, 33)
-        for k, n, b in ((64, 112, False), (100, 7, True), (5, 1, True))
+        for k, n, b in ((64, 112, False), (100, 6, True), (5, 2, True))
     ),
-    *(_gated_linear(t, k, n, b) for t in (0, 1, 7, 50) for k, n, b in ((64, 96, False), (100, 41, True), (5, 3, True))),
+    *(
+        _quantized(form, *format, t, k, n)
+        for form in FORMS
+        for format in QUANTIZED
+        for t in (0, 1, 2, 8, 33)
+        for k, n in ((64, 112), (100, 6), (5, 2), (320, 70))
+    ),
     _embedding(),
     *(_store(tokens) for tokens in (1, 9)),
 ]

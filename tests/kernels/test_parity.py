@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sgl.engine.base.device import detect_isa
-from sgl.kernels.registry import Impl, dtype_name, implementations
+from sgl.kernels.registry import REFERENCE, Impl, dtype_name, implementations
+from sgl.quant.config import FORMATS
+from sgl.quant.rounding import quantize
 from tests.kernels.cases import CASES, Case
 
 # Relative to the largest value of the answer: a few units in the last place of each dtype.
@@ -39,12 +41,15 @@ def test_every_op_has_cases(op: str) -> None:
     assert any(case.op == op for case in CASES)
 
 
-def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others() -> None:
-    packed = [i for i in IMPLS if i.op == "linear" and i.dtypes and not i.why_not("cpu", detect_isa(), torch.bfloat16)]
+@pytest.mark.parametrize("impl", [i for i in IMPLS if i.op.startswith("linear") and i.name != REFERENCE], ids=str)
+def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others(impl: Impl) -> None:
+    if impl.why_not("cpu", detect_isa(), torch.bfloat16):
+        pytest.skip(impl.why_not("cpu", detect_isa(), torch.bfloat16))
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(*s, generator=generator).bfloat16() for s in ((96, 160), (40, 160)))
-    for impl in packed:
-        prepared = impl.fn(weight, None)
+    weights = [weight] if impl.op == "linear" else [quantize(weight, format) for format in FORMATS.values()]
+    for stored in weights:
+        prepared = impl.fn(stored, None, "plain")
         together = prepared(x)
         for rows in (1, 2, 3, 8, 17):
-            assert torch.equal(prepared(x[:rows]), together[:rows]), impl.name
+            assert torch.equal(prepared(x[:rows]), together[:rows])

@@ -1,0 +1,144 @@
+// Between bf16 and the bytes that integer products take: activations at run time, packed weights at load.
+#include "kernels.h"
+
+namespace sgl {
+
+constexpr int kPanel = 64;
+
+static int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+static int64_t num_groups(const Weight& w) { return (w.inner + w.group - 1) / w.group; }
+
+static int64_t row_bytes(const Weight& w) { return padded(w.inner, w.format == Format::int8 ? 4 : w.group); }
+
+int64_t activation_bytes(const Weight& w) {
+  return w.format == Format::bf16 ? 0 : row_bytes(w) + num_groups(w) * int64_t(sizeof(float) + sizeof(int32_t));
+}
+
+// Symmetric, to [-127, 127], ties to even. A group with a NaN or an infinity has a scale of NaN, so that its row does.
+static void quantize_group(const bf16* x, int64_t count, int64_t size, int8_t* out, float* scale, int32_t* sum) {
+  f32x16 top{}, taint{};
+  int64_t whole = count / kLanes * kLanes;
+  bf16 rest[kLanes] = {};
+  std::memcpy(rest, x + whole, sizeof(bf16) * (count - whole));
+  auto values = [&](int64_t i) { return load_bf16(i < whole ? x + i : rest); };
+  for (int64_t i = 0; i < count; i += kLanes) {
+    f32x16 v = values(i);
+    top = max_lanes(top, max_lanes(v, -v));
+    taint += v - v;
+  }
+  float peak = max_lane(top);
+  *scale = peak / 127.0f + sum_lanes(taint);
+  float inverse = peak > 1e-30f ? 127.0f / peak : 0.0f;
+  i32x16 total{};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    // 1.5 * 2^23: the low bits of the sum are the rounded value.
+    i32x16 q = as_int(values(i) * inverse + 12582912.0f) - 0x4b400000;
+    total += q;
+    if (i < whole) {
+      narrow(out + i, q);
+    } else {
+      int8_t bytes[kLanes];
+      narrow(bytes, q);
+      std::memcpy(out + i, bytes, count - whole);
+    }
+  }
+  std::memset(out + count, 0, size - count);
+  *sum = sum_lanes(total);
+}
+
+struct Quantizer {
+  const Weight& w;
+  int64_t stride, groups;
+  int8_t* data;
+  float* scales;
+  int32_t* sums;
+
+  Quantizer(const Weight& w, int64_t rows, void* scratch) : w(w), stride(row_bytes(w)), groups(num_groups(w)) {
+    scales = (float*)scratch;
+    sums = (int32_t*)(scales + rows * groups);
+    data = (int8_t*)(sums + rows * groups);
+  }
+
+  void row(const bf16* x, int64_t r) const {
+    for (int64_t g = 0; g < groups; ++g) {
+      int64_t size = stride / groups, first = g * size, count = w.inner - first < size ? w.inner - first : size;
+      quantize_group(x + first, count, size, data + r * stride + first, scales + r * groups + g, sums + r * groups + g);
+    }
+  }
+
+  Activations result() const { return {data, stride, scales, sums}; }
+};
+
+// Rows for which a second thread is worth waking.
+static int64_t grain(int64_t width) { return 1 + 8192 / width; }
+
+Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch) {
+  if (w.format == Format::bf16) return {x, w.inner * int64_t(sizeof(bf16)), nullptr, nullptr};
+  Quantizer quantizer(w, rows, scratch);
+  parallel(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) quantizer.row(x + r * w.inner, r);
+  }, grain(w.inner));
+  return quantizer.result();
+}
+
+Activations normed_activations(const Weight& w, const bf16* x, int64_t rows, const bf16* norm, float eps, bf16* normed,
+                               void* scratch) {
+  Quantizer quantizer(w, rows, scratch);
+  bool quantized = w.format != Format::bf16;
+  parallel(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      norm_row(x + r * w.inner, w.inner, norm, eps, normed + r * w.inner);
+      if (quantized) quantizer.row(normed + r * w.inner, r);
+    }
+  }, grain(w.inner));
+  return quantized ? quantizer.result() : activations(w, normed, rows, scratch);
+}
+
+}  // namespace sgl
+
+using namespace sgl;
+
+extern "C" {
+
+int64_t sgl_activation_bytes(const Weight* w) { return activation_bytes(*w); }
+
+// q [columns, inner], 0 to 255 for -128 to 127, and scales [columns] -> panels.
+void sgl_pack_int8(const uint8_t* q, const float* scales, int64_t columns, int64_t inner, uint8_t* packed) {
+  int64_t panels = (columns + kPanel - 1) / kPanel, quads = (inner + 3) / 4, bytes = (quads * 4 + 4) * kPanel;
+  parallel(panels, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      uint8_t* panel = packed + p * bytes;
+      float* last = (float*)(panel + quads * 4 * kPanel);
+      for (int j = 0; j < kPanel; ++j) {
+        int64_t n = p * kPanel + j;
+        for (int64_t k = 0; k < quads * 4; ++k)
+          panel[(k / 4 * kPanel + j) * 4 + k % 4] = n < columns && k < inner ? q[n * inner + k] : 128;
+        last[j] = n < columns ? scales[n] : 0.0f;
+      }
+    }
+  });
+}
+
+// q [columns, inner], 0 to 15, scales [columns, groups] and zero points of the same shape or null (all 8) -> panels.
+void sgl_pack_int4(const uint8_t* q, const bf16* scales, const uint8_t* zeros, int64_t columns, int64_t inner,
+                   int64_t group, uint8_t* packed) {
+  int64_t panels = (columns + kPanel - 1) / kPanel, groups = (inner + group - 1) / group;
+  int64_t bytes = kPanel * (group / 2 + int64_t(sizeof(bf16)) + (zeros ? 1 : 0));
+  auto value = [&](int64_t n, int64_t k) { return n < columns && k < inner ? q[n * inner + k] & 15 : 8; };
+  parallel(panels * groups, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      uint8_t* block = packed + i * bytes;
+      bf16* block_scales = (bf16*)(block + kPanel * group / 2);
+      for (int j = 0; j < kPanel; ++j) {
+        int64_t n = i / groups * kPanel + j, first = i % groups * group;
+        for (int64_t k = 0; k < group; k += 8)
+          for (int b = 0; b < 4; ++b)
+            block[(k / 8 * kPanel + j) * 4 + b] = uint8_t(value(n, first + k + b) | value(n, first + k + 4 + b) << 4);
+        block_scales[j] = n < columns ? scales[n * groups + i % groups] : 0;
+        if (zeros) ((uint8_t*)(block_scales + kPanel))[j] = n < columns ? zeros[n * groups + i % groups] : 8;
+      }
+    }
+  });
+}
+}
