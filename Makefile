@@ -36,7 +36,7 @@ types: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	$(BIN)/pytest -n $(TEST_JOBS) -m "not slow and not gpu"
 
-soak: $(VENV)/.installed-dev  ## the slow tests: 20,000 random schedules and more
+soak: $(VENV)/.installed-dev  ## the slow tests: 20,000 random schedules, sanitizers, the wheel
 	$(BIN)/pytest -n $(TEST_JOBS) -m slow
 
 docs: $(VENV)/.installed-dev  ## regenerate the generated tables of docs/

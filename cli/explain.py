@@ -15,7 +15,7 @@ from sgl.engine.base.config import GROUPS, EngineConfig, explain
 from sgl.engine.base.estimate import estimate
 from sgl.engine.base.machine import detect
 
-_COLOURS = {"default": "dim", "resolved": "cyan"}
+_COLOURS = {"default": "dim", "resolved": "cyan", "tuned": "cyan"}
 
 
 def print_tables(config: EngineConfig) -> None:

@@ -15,6 +15,8 @@ from sgl.cli.options import ModelArgument, command_of, with_config, with_model
 from sgl.engine.base import sources
 from sgl.engine.base.config import GROUPS, EngineConfig
 from sgl.engine.base.errors import ConfigError
+from sgl.engine.base.interpreter import Interpreter
+from sgl.engine.base.timeline import process_start_s
 
 
 @with_config(*GROUPS)
@@ -28,26 +30,27 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="With --explain-config: as JSON.")] = False,
 ) -> None:
     """Serve a model over HTTP: the native and the OpenAI API."""
-    started_s = time.perf_counter()
     if as_json and not explain_config:
         raise ConfigError("--json belongs to --explain-config.", param="--json")
-    config = sources.configure(with_model(values, model))
     if explain_config:
         from sgl.cli.explain import print_json, print_tables
 
-        (print_json if as_json else print_tables)(config)
+        (print_json if as_json else print_tables)(sources.configure(with_model(values, model)))
         return
-    from sgl.server.app import run_server
+    with Interpreter() as interpreter:  # first, since nothing takes as long as importing torch there
+        config = sources.configure(with_model(values, model))
+        from sgl.server.app import run_server
 
-    if "model.model_path" not in values and not model:
-        console.err().print(f"No model was named: serving the demo model, {config.model.model_path}", soft_wrap=True)
-    run_server(config, ready=lambda url: announce(config, url, time.perf_counter() - started_s))
+        if "model.model_path" not in values and not model:
+            told = f"No model was named: serving the demo model, {config.model.model_path}"
+            console.err().print(told, soft_wrap=True)
+        run_server(config, ready=lambda url: announce(config, url), interpreter=interpreter)
 
 
 command = command_of(serve)
 
 
-def announce(config: EngineConfig, url: str, took_s: float) -> None:
+def announce(config: EngineConfig, url: str) -> None:
     """Tells a person at a terminal where the server is and what to try; a log file has the ready line already."""
     if not sys.stderr.isatty():
         return
@@ -57,6 +60,7 @@ def announce(config: EngineConfig, url: str, took_s: float) -> None:
 
     screen = console.err()
     key = " --api-key YOUR_API_KEY" if config.serve.api_key else ""
+    took_s = time.monotonic() - process_start_s()
     title = Text(f"{config.model.served_model_name} on {url}, ready in {took_s:.1f} s")
     screen.print(Rule(title, align="left", style="green"))
     # No box around the commands: they are there to be copied.

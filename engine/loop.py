@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sgl.engine.base.budget import Budget
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.base.timeline import Timeline
 from sgl.engine.base.types import (
     Abort,
     Add,
@@ -282,25 +283,18 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         ModelError: the checkpoint cannot be loaded.
         ConfigError: an option does not fit the model or the machine.
     """
-    import torch
-
+    timeline = Timeline()
+    timeline.mark("engine process")
     from sgl.engine.attn.choice import choose_backend
     from sgl.engine.base.budget import solve
-    from sgl.engine.base.device import open_device
-    from sgl.engine.base.dtypes import torch_dtype
     from sgl.engine.base.machine import detect
     from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.kv import kv_bytes_per_page
-    from sgl.kernels.registry import bind
 
     recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
-    timeline = Timeline()
+    timeline.mark("imports")
     machine = detect(config.model.device)
-    device = open_device(config.model.device)
-    dtype = torch_dtype(config.model.dtype)
-    if config.kernel.cpu_threads is not None:
-        torch.set_num_threads(config.kernel.cpu_threads)
-    kernels = bind(device.kind, device.isa, dtype, config.kernel.overrides)
+    device, kernels = _open(config)
     timeline.mark("kernels")
     model, hf_config = _load(config, device, kernels)
     timeline.mark("weights")
@@ -320,6 +314,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         max_len=scheduler.config.max_len,
         num_pages=budget.num_pages,
         page_size=config.cache.page_size,
+        argmax=kernels["sample.argmax"],
     )
     timeline.mark("KV cache")
     logger.info(
@@ -331,7 +326,6 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         scheduler.config.max_running,
         scheduler.config.max_len,
     )
-    logger.info("Engine ready in %s", timeline)
     return EngineLoop(
         scheduler,
         executor,
@@ -339,14 +333,33 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         outbox,
         # A CPU computes while it is called, so there is nothing to hide behind it.
         overlap=0 if device.kind == "cpu" or config.schedule.disable_overlap_schedule else 1,
-        info=model_info(config, hf_config, budget, model),
+        info={**model_info(config, hf_config, budget, model), "startup": timeline.marks},
         recorder=recorder,
         log_interval=config.observe.decode_log_interval,
     )
 
 
+def _open(config: EngineConfig) -> tuple[Device, Kernels]:
+    """The device with the threads it is to use, and its kernels."""
+    import torch
+
+    from sgl.engine.base.device import open_device
+    from sgl.engine.base.dtypes import torch_dtype
+    from sgl.kernels.cpu import native
+    from sgl.kernels.registry import bind
+
+    device = open_device(config.model.device)
+    if config.kernel.cpu_threads is not None:
+        torch.set_num_threads(config.kernel.cpu_threads)
+    if config.kernel.cpu_pin:
+        native.pin(torch.get_num_threads())
+    return device, bind(device.kind, device.isa, torch_dtype(config.model.dtype), config.kernel.overrides)
+
+
 def _load(config: EngineConfig, device: Device, kernels: Kernels) -> tuple[Model, dict[str, Any]]:
     """The model and its config.json."""
+    import torch
+
     from sgl.engine.base import hub
     from sgl.engine.base.dtypes import torch_dtype
     from sgl.engine.models.loader import load_model, read_config
@@ -361,6 +374,8 @@ def _load(config: EngineConfig, device: Device, kernels: Kernels) -> tuple[Model
         device=device,
         kernels=kernels,
         load_format=config.model.load_format,
+        quantization=config.model.quantization,
+        kv_dtype={"auto": None, "int8": torch.int8}[config.cache.kv_cache_dtype],
         seed=config.model.random_seed or 0,
     )
     if model.spec.learned_positions and (config.model.context_length or 0) > model.spec.max_positions:
@@ -408,25 +423,6 @@ def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, 
         "vocab_size": model.vocab_size,
         "max_total_num_tokens": budget.max_total_tokens,
         "max_req_input_len": longest - 1,
-        "step_bytes": model.step_bytes,
-        "kv_bytes_per_token": sum(spec.bytes_per_token for spec in model.kv_specs),
+        "cost": model.cost,
         "eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
     }
-
-
-class Timeline:
-    """How long the phases of the start took; they add up to the whole."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._phases: list[tuple[str, float]] = []
-
-    def mark(self, phase: str) -> None:
-        """Ends a phase."""
-        now = time.monotonic()
-        self._phases.append((phase, now - self._last))
-        self._last = now
-
-    def __str__(self) -> str:
-        total = sum(seconds for _, seconds in self._phases)
-        return f"{total:.2f} s: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self._phases)

@@ -1,40 +1,60 @@
 """Main program of an engine process: builds the loop that its standard input asks for and runs it until told to stop.
 
-It lives and dies with the process that started it, and leaves SIGINT and SIGTERM to that one.
+It lives and dies with the process that started it, and leaves SIGINT and SIGTERM to that one. Its arguments are modules
+to import while the orders are still being written; until then it imports as little as possible.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
-import logging
+import gc
+import importlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-import msgspec
-import zmq
-
-from sgl.engine.base import log
-from sgl.engine.base.config import EngineConfig
-from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Inbound, Outbound
-from sgl.engine.client.protocol import make_loop
-from sgl.engine.client.wire import Failed, Ready, Setup, decode_inbound, encode, to_info
-
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sgl.engine.base.config import EngineConfig
+    from sgl.engine.client.link import Link
+    from sgl.engine.client.wire import Setup
 
 _PR_SET_PDEATHSIG = 1
-_LINGER_MS = 5000
 
 
-def main() -> int:
+def main(imports: Sequence[str]) -> int:
     """Returns the exit status: 2 for an error of the user's, which the front reports."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    setup = msgspec.json.decode(sys.stdin.buffer.read(), type=Setup)
+    gc.disable()  # until the model is loaded: hardly anything that an import makes is garbage
+    threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True).start()
+    orders = sys.stdin.buffer.read()
+    if not orders:  # the front has changed its mind
+        os._exit(1)
+    return _obey(orders)
+
+
+def _import_all(names: Sequence[str]) -> None:
+    with suppress(ImportError):  # it comes again where the module is needed
+        for name in names:
+            importlib.import_module(name)
+
+
+def _obey(orders: bytes) -> int:
+    import msgspec
+
+    from sgl.engine.base import log
+    from sgl.engine.base.config import EngineConfig
+    from sgl.engine.client.link import Link
+    from sgl.engine.client.wire import Setup
+
+    setup = msgspec.json.decode(orders, type=Setup)
     if os.getppid() != setup.parent_pid:  # it ended before the kernel was told to watch it
         return 1
     config = EngineConfig.from_json(bytes(setup.config))
@@ -47,46 +67,21 @@ def main() -> int:
 
 
 def _run(setup: Setup, config: EngineConfig, link: Link) -> int:
+    from sgl.engine.base.errors import SglError
+    from sgl.engine.client.protocol import make_loop
+    from sgl.engine.client.wire import Failed, Ready, to_info
+
     try:
         loop = make_loop(setup.loop, config, link, link)
     except SglError as error:
         link.send(Failed.from_error(error))
         return 2
+    gc.freeze()  # what is there now stays: collections need not look at it again
+    gc.enable()
     link.send(Ready(to_info(loop.info)))
     loop.run()
     return 0
 
 
-class Link:
-    """The engine's inbox and outbox: the two sockets to the front, used by the main thread only."""
-
-    def __init__(self, inbound: str, outbound: str) -> None:
-        self._context = zmq.Context()
-        self._receiver = self._context.socket(zmq.PULL)
-        self._sender = self._context.socket(zmq.PUSH)
-        for socket in (self._receiver, self._sender):
-            socket.set_hwm(0)  # sending never waits
-            socket.linger = _LINGER_MS
-        self._receiver.bind(inbound)
-        self._sender.connect(outbound)
-        self._receiver.recv()  # the front's greeting
-
-    def drain(self, timeout_s: float) -> list[Inbound]:
-        """All messages that are there; waits up to ``timeout_s`` for the first one."""
-        messages: list[Inbound] = []
-        wait_ms = int(timeout_s * 1000)
-        while self._receiver.poll(wait_ms):
-            messages.append(decode_inbound(self._receiver.recv()))
-            wait_ms = 0
-        return messages
-
-    def send(self, message: Outbound | Ready | Failed) -> None:
-        self._sender.send(encode(message))
-
-    def close(self) -> None:
-        """Waits until what was sent is out."""
-        self._context.destroy()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -41,6 +41,6 @@ FORMATS: Mapping[str, WeightFormat] = {
 """What --quantization makes of the weights while they are loaded."""
 
 
-def online(name: str | None, head: str) -> QuantConfig:
+def online(name: str, head: str) -> QuantConfig:
     """The formats behind --quantization ``name``: a head, whose errors become scores directly, has at least 8 bits."""
-    return QuantConfig() if name is None else QuantConfig(FORMATS[name], {head: INT8})
+    return QuantConfig() if name == "none" else QuantConfig(FORMATS[name], {head: INT8})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
+import gc
 import logging
 import socket
 import threading
@@ -20,6 +22,7 @@ from sgl.engine.api import AsyncEngine
 from sgl.engine.base import log
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import EngineDiedError
+from sgl.engine.base.interpreter import Interpreter
 from sgl.server.auth import Auth
 from sgl.server.body import BodyLimit
 from sgl.server.envelope import Envelope
@@ -44,7 +47,13 @@ def create_app(engine: AsyncEngine, config: EngineConfig) -> Starlette:
     return build_app(state)
 
 
-def run_server(config: EngineConfig, *, ready: Ready = lambda url: None, start: StartEngine | None = None) -> None:
+def run_server(
+    config: EngineConfig,
+    *,
+    ready: Ready = lambda url: None,
+    start: StartEngine | None = None,
+    interpreter: Interpreter | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish (``serve.drain_timeout_s``) and returns.
 
     The port answers from the beginning; with 503 until the engine has generated a first token.
@@ -52,6 +61,7 @@ def run_server(config: EngineConfig, *, ready: Ready = lambda url: None, start: 
     Args:
         ready: called with the server's URL once it is ready.
         start: makes the engine (blocking); a process of its own by default.
+        interpreter: that process, if it has been started already.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -60,11 +70,11 @@ def run_server(config: EngineConfig, *, ready: Ready = lambda url: None, start: 
     log.configure(config.observe.log_level, config.observe.log_level_http or config.observe.log_level)
     sock = listen(config.serve.host, config.serve.port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, sock, ready, start or _start_engine))
+        runner.run(_serve(config, sock, ready, start or functools.partial(_start_engine, interpreter=interpreter)))
 
 
-def _start_engine(config: EngineConfig) -> AsyncEngine:
-    return AsyncEngine.start(config, in_process=False)
+def _start_engine(config: EngineConfig, interpreter: Interpreter | None) -> AsyncEngine:
+    return AsyncEngine.start(config, in_process=False, interpreter=interpreter)
 
 
 def build_app(state: ServerState) -> Starlette:
@@ -107,9 +117,12 @@ async def _serve(config: EngineConfig, sock: socket.socket, ready: Ready, start:
                 preparing.result()
                 url = url_of(sock, config.serve.host)
                 logger.info("Uvicorn running on %s (Press CTRL+C to quit)", url)
+                logger.info("Ready in %s", state.engine.timeline)
                 logger.info("The server is fired up and ready to roll!")
                 ready(url)
-                await serving
+                death = asyncio.create_task(state.engine.died.wait())  # nothing will be answered any more: end, too
+                await asyncio.wait((serving, death), return_when=asyncio.FIRST_COMPLETED)
+                death.cancel()
         finally:
             preparing.cancel()
             server.should_exit = True
@@ -128,6 +141,8 @@ async def _prepare(state: ServerState, start: StartEngine) -> None:
     except BaseException:
         engine.close()
         raise
+    engine.timeline.mark("warm-up")
+    gc.freeze()  # what is there now stays: collections need not look at it again
     state.start(engine)
 
 

@@ -62,7 +62,10 @@ async def server_info(request: Request) -> Response:
         "max_total_num_tokens": engine.info.max_total_num_tokens,
         "max_req_input_len": engine.info.max_req_input_len,
         "pages": await engine.call("pages"),
+        "startup": {"total": engine.timeline.total_s, **engine.timeline.phases()},
         "stats": msgspec.structs.asdict(engine.stats),
+        "load": {"num_active": engine.num_active, "num_requests": engine.num_requests},
+        "cost": msgspec.to_builtins(engine.info.cost),
         "version": sgl.__version__,
     }
     return JsonResponse({**engine.config.to_flat_dict(), **facts})

@@ -53,8 +53,11 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": _DONE, "more_body": False})
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 async def _send_event(send: Send, event: dict[str, Any]) -> None:
-    body = b"data: " + msgspec.json.encode(event) + b"\n\n"
+    body = b"data: %b\n\n" % _encode(event)
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 

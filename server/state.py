@@ -59,7 +59,7 @@ class ServerState:
         if self._engine is not None:
             await self._engine.shutdown()
 
-    async def generate(
+    def generate(
         self, requests: Sequence[GenerateRequest], *, log_metrics: bool = True
     ) -> AsyncGenerator[tuple[int, Generation], None]:
         """Answers prompts: yields (which one, item) as items come. Closing it aborts what is left.
@@ -67,7 +67,13 @@ class ServerState:
         Raises:
             SglError: a request is refused, or the engine gave one up.
         """
-        watches = [[observe(request) for observe in self._observers(log_metrics)] for request in requests]
+        observers = self._observers(log_metrics)
+        return self._observed(requests, observers) if observers else self.engine.generate_batch(requests)
+
+    async def _observed(
+        self, requests: Sequence[GenerateRequest], observers: Sequence[Observer]
+    ) -> AsyncGenerator[tuple[int, Generation], None]:
+        watches = [[observe(request) for observe in observers] for request in requests]
         async with aclosing(self.engine.generate_batch(requests)) as items:
             async for position, item in items:
                 for watch in watches[position]:

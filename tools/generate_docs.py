@@ -31,8 +31,9 @@ Every option can be given in four ways. Where several give the same one, the fir
 In Python, keyword arguments stand in the place of flags: `sgl.Engine(model_path=..., page_size=32)`. Variables count
 there too, files do not.
 
-Whatever nobody gives is a default, or computed from the model and the machine. `sgl serve --explain-config` prints
-every value with where it came from and why; `--json` does the same for programs.
+Whatever nobody gives was found by `sgl bench tune` for this model on this machine, if that was run, or is a default, or
+computed from the model and the machine. `sgl serve --explain-config` prints every value with where it came from and
+why; `--json` does the same for programs.
 
 ```yaml
 model:

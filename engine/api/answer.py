@@ -61,12 +61,14 @@ class Answer:
             self._last = output
         if output.token_ids and self._first_token_s is None:
             self._first_token_s = time.monotonic()
-        self._transcript.prompt_logprobs += output.prompt_logprobs
-        finish = output.finish
+        transcript, finish = self._transcript, output.finish
+        if output.prompt_logprobs:
+            transcript.prompt_logprobs += output.prompt_logprobs
         silent = finish.matched if finish is not None and not self._keep_stop else None
         for position, token_id in enumerate(output.token_ids):
-            self._transcript.token_ids.append(token_id)
-            self._transcript.logprobs += output.logprobs[position : position + 1]
+            transcript.token_ids.append(token_id)
+            if output.logprobs:
+                transcript.logprobs.append(output.logprobs[position])
             is_stop = token_id == silent and position == len(output.token_ids) - 1
             self._extend(self._detokenizer.push(() if is_stop else (token_id,)))
             if self._checker.matched is not None:

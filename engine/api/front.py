@@ -25,6 +25,8 @@ from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base import hub
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import EngineDiedError, OverloadedError, SglError
+from sgl.engine.base.interpreter import Interpreter
+from sgl.engine.base.timeline import Timeline, process_start_s
 from sgl.engine.base.types import (
     Abort,
     Add,
@@ -64,13 +66,24 @@ class AsyncEngine:
         template: the chat template; false if the model has none.
         info: what is known of the loaded model.
         stats: the engine's latest snapshot.
+        num_requests: taken so far.
         last_heartbeat_s: when the engine was last heard of, on `time.monotonic`'s clock.
+        timeline: of the start.
+        died: set on its event loop when the engine has ended without having been told to.
     """
 
-    def __init__(self, config: EngineConfig, client: Client, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        client: Client,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        timeline: Timeline | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.stats = Stats()
+        self.num_requests = 0
         self.last_heartbeat_s = time.monotonic()
         self._client = client
         self._error: EngineDiedError | None = None
@@ -82,7 +95,11 @@ class AsyncEngine:
         self._serial = itertools.count()
         self._seeds = random.Random(config.model.random_seed)
         self._pool = ThreadPoolExecutor(2, "sgl-tokenizer")
+        self.timeline = timeline or Timeline()
+        self.died = asyncio.Event()
         self.info = client.start(self._on_message, self._on_died)
+        self.timeline.extend(self.info.startup)
+        self.timeline.mark("front")
         settled = self.info.max_total_num_tokens, "what the engine has room for"
         self.config = config.replace({"cache.max_total_tokens": settled})
         own = (*tokenizer.eos_ids, *self.info.eos_ids)
@@ -97,21 +114,29 @@ class AsyncEngine:
         )
 
     @classmethod
-    def start(cls, config: EngineConfig, *, in_process: bool, loop: str = LOOP) -> AsyncEngine:
+    def start(
+        cls, config: EngineConfig, *, in_process: bool, loop: str = LOOP, interpreter: Interpreter | None = None
+    ) -> AsyncEngine:
         """Loads tokenizer and model; returns when the engine can work.
 
         Args:
             in_process: whether the engine runs on a thread of this process or in one of its own.
             loop: what builds the engine's loop, as ``module:function``.
+            interpreter: the engine's process, if it has been started already; then the timeline is that of this
+                whole process.
 
         Raises:
             ModelError: the model or its tokenizer cannot be loaded.
             ConfigError: an option does not fit the model or the machine.
         """
+        timeline = Timeline()
+        if interpreter is not None:
+            timeline = Timeline(process_start_s())
+            timeline.mark("command line", interpreter.started_s)
         tokenizer = _load_tokenizer(config)
         template = load_template(tokenizer, config.model.chat_template)
-        client = InProcessClient(config, loop) if in_process else ProcessClient(config, loop)
-        return cls(config, client, tokenizer, template)
+        client = InProcessClient(config, loop) if in_process else ProcessClient(config, loop, interpreter)
+        return cls(config, client, tokenizer, template, timeline)
 
     @property
     def alive(self) -> bool:
@@ -148,9 +173,15 @@ class AsyncEngine:
         try:
             for position, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
                 entries += self._register(reader, position, request, prompt)
-            async for position, item in reader.items(len(entries)):
-                _refuse_failed(item.finish_reason)
-                yield position, item
+            num_open = len(entries)
+            while num_open:
+                await reader.wait()
+                while (found := reader.take()) is not None:
+                    finish = found[1].finish_reason
+                    if finish is not None:
+                        num_open -= 1
+                        _refuse_failed(finish)
+                    yield found
         finally:
             self._release(entries)
 
@@ -230,6 +261,7 @@ class AsyncEngine:
         if rid in self._active:
             raise SglError(f"rid {rid!r} is already running.", code="duplicate_rid", param="rid")
         entries = self._active[rid] = []
+        self.num_requests += 1
         seed = self._seeds.getrandbits(63) if request.seed is None else request.seed
         for index in range(request.n):
             name = rid if request.n == 1 else f"{rid}:{index}"
@@ -324,6 +356,7 @@ class AsyncEngine:
             entry.reader.notify(entry)
 
     def _fail(self, error: EngineDiedError) -> None:
+        self.died.set()
         for entry in self._entries.values():
             entry.reader.fail(EngineDiedError(error.message))
         for future in self._calls.values():
@@ -331,9 +364,9 @@ class AsyncEngine:
                 future.set_exception(EngineDiedError(error.message))
 
 
-def _refuse_failed(finish: FinishReason | None) -> None:
+def _refuse_failed(finish: FinishReason) -> None:
     """An answer that the engine gave up is an error; one that was aborted on request is not."""
-    if finish is not None and finish.kind == "abort" and finish.status not in (200, _ABORTED.status):
+    if finish.kind == "abort" and finish.status not in (200, _ABORTED.status):
         code, retryable = finish.code or "internal_error", finish.status >= 500
         raise SglError(finish.message, code=code, status=finish.status, retryable=retryable)
 

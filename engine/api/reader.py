@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from sgl.engine.api.answer import Answer
@@ -46,19 +45,20 @@ class Reader:
         self._error = error
         self._news.set()
 
-    async def items(self, num_answers: int) -> AsyncGenerator[tuple[int, Generation], None]:
-        """(position, item) until that many answers have had their last.
+    async def wait(self) -> None:
+        """Until there is an item to take.
 
         Raises:
-            SglError: the one that `fail` was given.
+            SglError: the one that `fail` was given; there is none.
         """
-        while num_answers:
-            await self._news.wait()
-            self._news.clear()
-            while self._due and self._error is None:
-                entry = self._due.pop(next(iter(self._due)))
-                item = entry.answer.take()
-                num_answers -= item.finish_reason is not None
-                yield entry.position, item
-            if self._error is not None:
-                raise self._error
+        await self._news.wait()
+        self._news.clear()
+        if self._error is not None:
+            raise self._error
+
+    def take(self) -> tuple[int, Generation] | None:
+        """(position, item), the first that is due; None if none is any more."""
+        if not self._due or self._error is not None:
+            return None
+        entry = self._due.pop(next(iter(self._due)))
+        return entry.position, entry.answer.take()

@@ -38,12 +38,19 @@ class KVSpec:
     kind: Literal["full", "window"]
     num_heads: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the computation
     window: int | None = None
+    quantized: torch.dtype | None = None  # what is kept, with a float32 scale per token and head; None: dtype itself
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype in the pages."""
+        return self.quantized or self.dtype
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_heads * self.head_dim * self.dtype.itemsize
+        scale = 0 if self.quantized is None else torch.float32.itemsize
+        return 2 * self.num_heads * (self.head_dim * self.stored.itemsize + scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,18 @@ def choose_backend(
     Raises:
         ConfigError: the backend asked for cannot compute these layers here.
     """
+    quantized = any(spec.quantized for spec in specs)
     reasons = {
         "cpu": _why_not_cpu(device, specs, page_size, kernels),
-        "torch_native": "",
+        "torch_native": "it keeps keys and values as they are (--kv-cache-dtype auto)" if quantized else "",
     }
     if name == "auto":
+        if all(reasons.values()):
+            raise ConfigError(
+                f"--kv-cache-dtype int8 needs the attention backend cpu, which cannot be used: {reasons['cpu']}; "
+                "use --kv-cache-dtype auto.",
+                param="kv_cache_dtype",
+            )
         name = next(backend for backend, reason in reasons.items() if not reason)
         if device.kind == "cpu" and reasons["cpu"]:
             logger.warning("Attention runs without the C++ kernels, which is slower: %s.", reasons["cpu"])

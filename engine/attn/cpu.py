@@ -23,6 +23,8 @@ def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
     if page_size % SUB_PAGE:
         return f"it needs a --page-size that is a multiple of {SUB_PAGE}"
     for spec in specs:
+        if spec.quantized not in (None, torch.int8):
+            return "it quantises keys and values to int8 only"
         if spec.dtype != torch.bfloat16:
             return "it computes bfloat16"
         if spec.head_dim % SUB_PAGE or spec.head_dim > MAX_HEAD_DIM:
@@ -32,6 +34,8 @@ def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
 
 class CpuBackend:
     """See `AttentionBackend`. A query's result depends neither on its batch nor on how its prompt was chunked."""
+
+    native_pages = True
 
     def __init__(self) -> None:
         self.library: ctypes.CDLL = native.library()

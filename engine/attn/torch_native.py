@@ -56,6 +56,15 @@ class Work:
     prefill: tuple[PrefillRow, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How scores become weights; see `AttentionBackend.run`."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None  # float32 [H]
+
+
 class Meta:
     """A step's indices and masks, made when the first layer of a kind asks for them."""
 
@@ -140,6 +149,8 @@ class Meta:
 class TorchNativeBackend:
     """See `AttentionBackend`; runs on any device and reads row lengths on the host."""
 
+    native_pages = False
+
     def __init__(self, kernels: Kernels) -> None:
         self._store: Callable[..., None] = kernels["kv.store"]
 
@@ -154,19 +165,28 @@ class TorchNativeBackend:
             kv.v.index_fill_(0, places.unfinished, 0)
         self._store(k, v, kv.k, kv.v, places.page_ids, places.offsets)
 
-    def run(self, q: Tensor, kv: KVLayer, meta: Meta, scale: float, window: int | None) -> Tensor:
-        work = meta.work(kv, window)
+    def run(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        meta: Meta,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        work, rules = meta.work(kv, window), Rules(scale, softcap, sinks)
         if not work.prefill and work.decode[0].tokens is None:
-            return _decode(q, kv, work.decode[0], scale)
+            return _decode(q, kv, work.decode[0], rules)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for rows in work.decode:
-            out[rows.tokens] = _decode(q[rows.tokens], kv, rows, scale)
+            out[rows.tokens] = _decode(q[rows.tokens], kv, rows, rules)
         for row in work.prefill:
-            out[row.start : row.stop] = _prefill(q[row.start : row.stop], kv, row, scale)
+            out[row.start : row.stop] = _prefill(q[row.start : row.stop], kv, row, rules)
         return out
 
 
-def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, scale: float) -> Tensor:
+def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, rules: Rules) -> Tensor:
     """q ``[b, H, D]``; the heads of a group take the place of the sequence, so that keys are read once per group."""
     num_rows, num_heads, head_dim = q.shape
     kv_heads, num_keys = kv.k.shape[1], rows.mask.shape[-1]
@@ -174,11 +194,11 @@ def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, scale: float) -> Tensor:
     grouped = q.reshape(num_rows, kv_heads, num_heads // kv_heads, head_dim)
     mask = rows.mask.expand(-1, -1, grouped.shape[2], -1)
     k, v = _gather(kv.k, rows.blocks).view(shape), _gather(kv.v, rows.blocks).view(shape)
-    out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+    out = _attend(grouped, k, v, mask, rules, (kv_heads, -1, 1))
     return out.reshape(num_rows, num_heads, head_dim)
 
 
-def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, scale: float) -> Tensor:
+def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, rules: Rules) -> Tensor:
     """q ``[n, H, D]`` of one row; the KV heads take the place of the batch, their group shares keys without a copy."""
     num_tokens, num_heads, head_dim = q.shape
     kv_heads = kv.k.shape[1]
@@ -188,9 +208,24 @@ def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, scale: float) -> Tensor:
         _gather(pages, row.blocks).view(kv_heads, 1, -1, head_dim)[:, :, : row.num_keys].expand(-1, group, -1, -1)
         for pages in (kv.k, kv.v)
     )
-    causal = row.mask is None
-    out = scaled_dot_product_attention(grouped, k, v, attn_mask=row.mask, is_causal=causal, scale=scale)
+    out = _attend(grouped, k, v, row.mask, rules, (kv_heads, group, 1, 1))
     return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules, heads: tuple[int, ...]) -> Tensor:
+    """q ``[..., n, D]`` over k and v ``[..., S, D]``; without a mask causal; ``heads`` is the shape of the sinks."""
+    if rules.softcap is None and rules.sinks is None:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=rules.scale)
+    scores = (q @ k.transpose(-1, -2)).float() * rules.scale
+    if rules.softcap is not None:
+        scores = torch.tanh(scores / rules.softcap) * rules.softcap
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], _NEG_INF, device=q.device).triu(1)
+    scores = scores + mask
+    if rules.sinks is not None:
+        sinks = rules.sinks.float().view(heads).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), -1)
+    return scores.softmax(-1)[..., : k.shape[-2]].to(v.dtype) @ v
 
 
 def _gather(pages: Tensor, blocks: Tensor) -> Tensor:

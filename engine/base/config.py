@@ -45,7 +45,7 @@ __all__ = [
     "resolve",
 ]
 
-Source = Literal["flag", "set", "call", "env", "file", "default", "resolved"]
+Source = Literal["flag", "set", "call", "env", "file", "tuned", "default", "resolved"]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,16 @@ class ModelConfig:
         "Precision of weights and activations; auto is the checkpoint's, bfloat16 where it names none.",
         env="DTYPE",
     )
+    quantization: Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128"] = option(
+        "none",
+        "Round the linear layers' weights while loading: to 8 bits, a scale per output; or to 4 bits, a scale per "
+        "group of 32, 64 or 128 inputs, with a head of 8 bits.",
+        env="QUANTIZATION",
+        later=(
+            *("awq", "fp8", "gptq", "marlin", "gptq_marlin", "awq_marlin", "bitsandbytes", "gguf", "modelopt"),
+            *("w8a8_int8", "squeezellm"),
+        ),
+    )
     context_length: int | None = option(
         None,
         "Longest sequence, prompt and answer together; the model's own if not given.",
@@ -87,6 +97,13 @@ class CacheConfig:
         env="MAX_TOTAL_TOKENS",
         min=1,
         metavar="TOKENS",
+    )
+    kv_cache_dtype: Literal["auto", "int8"] = option(
+        "auto",
+        "What keys and values are kept in: auto is the model's precision; int8, with a scale per token and head, is "
+        "for bfloat16 models on a CPU.",
+        env="KV_CACHE_DTYPE",
+        later=("fp8_e5m2", "fp8_e4m3"),
     )
     disable_radix_cache: bool = option(
         False, "Do not reuse the keys and values of common prefixes.", env="DISABLE_RADIX_CACHE"
@@ -171,6 +188,10 @@ class KernelConfig:
     cpu_threads: int | None = option(
         None, "Threads of the CPU kernels; the cores of this process or container if not given.", min=1, max=4096
     )
+    cpu_pin: bool = option(
+        False, "Keep every thread of the CPU kernels on a core of its own; for cores that nobody else uses."
+    )
+    no_tuned: bool = option(False, "Ignore what `sgl bench tune` found for this model on this machine.")
 
 
 @dataclass(frozen=True)
@@ -210,7 +231,7 @@ class ObserveConfig:
 
 LATER = frozenset(
     """
-    model_impl grammar_backend kv_cache_dtype show_time_cost file_storage_path file_storage_pth quantization
+    model_impl grammar_backend show_time_cost file_storage_path file_storage_pth
     quantization_param_path is_embedding delete_ckpt_after_loading dp_size dp data_parallel_size
     load_balance_method ep_size ep cpu_offload_gb prefill_only_one_req base_gpu_id stream_output return_hidden_states
     dist_init_addr nccl_init_addr nnodes node_rank lora_paths max_loras_per_batch lora_backend enable_lora
@@ -236,7 +257,6 @@ HARMLESS = {
     "ep_size": "1",
     "file_storage_path": "sglang_storage",
     "file_storage_pth": "sglang_storage",
-    "kv_cache_dtype": "auto",
     "load_balance_method": "round_robin",
     "model_impl": "auto",
     "nnodes": "1",

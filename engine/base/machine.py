@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import platform
 import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,24 @@ class Machine:
     entropy: int = 0
 
 
+def describe(machine: Machine) -> dict[str, str | int | float]:
+    """The machine, by what does not change from run to run; ``fingerprint`` names all of it."""
+    facts: dict[str, str | int | float] = {
+        "device": machine.device,
+        "device_name": machine.device_name,
+        "cores": machine.cores,
+        "isa": machine.isa,
+        "memory_gib": round(machine.memory_bytes / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+    return {"fingerprint": name_of(facts), **facts}
+
+
+def name_of(facts: object) -> str:
+    """A short name for a JSON value: equal for equal values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def detect(device: str = "auto", root: Path = Path("/")) -> Machine:
     """Describes this machine for ``device`` (auto, cpu, cuda). ``root`` is where /proc and /sys stand."""
     name, total, free = "", 0, 0
@@ -50,11 +70,27 @@ def detect(device: str = "auto", root: Path = Path("/")) -> Machine:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: its affinity, cut to the container's CPU quota."""
-    allowed = len(os.sched_getaffinity(0))
+    """Cores that this process may use: its affinity, cut to the container's CPU quota.
+
+    Hardware threads of one core count once: they share the units that matrix products and memory reads keep busy.
+    """
+    siblings = {_siblings(root, cpu) for cpu in os.sched_getaffinity(0)}
+    return min(len(siblings), hardware_threads(root))
+
+
+def hardware_threads(root: Path = Path("/")) -> int:
+    """How many threads of this process can run at the same time."""
     quotas = [_quota(_read(folder / "cpu.max")) for folder in _cgroups(root)]
-    legacy = _quota(f"{_read(root / 'sys/fs/cgroup/cpu/cpu.cfs_quota_us')} {_period(root)}")
-    return max(1, min([allowed, *(q for q in [*quotas, legacy] if q is not None)]))
+    for folder in _cgroups(root, "cpu"):
+        quotas.append(_quota(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"))
+    return min([len(os.sched_getaffinity(0)), *(quota for quota in quotas if quota is not None)])
+
+
+def cpus(root: Path = Path("/")) -> list[int]:
+    """Numbers of the processors that this process may use: one of every core, then the cores' other threads."""
+    allowed = sorted(os.sched_getaffinity(0))
+    first = {_siblings(root, cpu): cpu for cpu in reversed(allowed)}
+    return sorted(allowed, key=lambda cpu: (first[_siblings(root, cpu)] != cpu, cpu))
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -70,6 +106,8 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
 
 def _gpu() -> tuple[str, int, int] | None:
     """(name, total, free bytes) of the first visible NVIDIA GPU, if torch is built for it."""
+    from importlib import metadata
+
     try:
         if "+cpu" in metadata.version("torch"):
             return None
@@ -87,27 +125,44 @@ def _gpu() -> tuple[str, int, int] | None:
     return name, int(total) * 2**20, int(free) * 2**20
 
 
-def _cgroups(root: Path) -> list[Path]:
-    """The cgroup v2 folders from this process's up to the root: a limit on any of them binds."""
-    top = root / "sys/fs/cgroup"
-    line = next((x for x in _read(root / "proc/self/cgroup").splitlines() if x.startswith("0::")), "0::/")
-    inner = top / line[3:].lstrip("/")
+def _siblings(root: Path, cpu: int) -> str:
+    """The core that a processor is a thread of."""
+    return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+
+
+def _cgroups(root: Path, controller: str = "") -> list[Path]:
+    """The folders from this process's control group up to the root: a limit on any of them binds.
+
+    Those of version 2, or of version 1 for a controller. A container may see the path of its host, which is not there.
+    """
+    lines = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines() if line.count(":") >= 2]
+    path = next((path for _, names, path in lines if controller in names.split(",")), "/")
+    top = root / "sys/fs/cgroup" / controller
+    if not controller and (top / "unified").is_dir():
+        top /= "unified"  # both versions are mounted
+    inner = top / path.lstrip("/")
     return [folder for folder in (inner, *inner.parents) if folder == top or top in folder.parents]
 
 
 def _memory_limits(root: Path) -> list[tuple[int, int]]:
     """(limit, used) bytes of every cgroup that has one."""
-    pairs = [(_read(f / "memory.max"), _read(f / "memory.current"), _read(f / "memory.stat")) for f in _cgroups(root)]
-    legacy = root / "sys/fs/cgroup/memory"
-    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    pairs.append((_read(legacy / names[0]), _read(legacy / names[1]), _read(legacy / names[2])))
-    return [(int(limit), _used(used, stat)) for limit, used, stat in pairs if limit.isdigit()]
+    found = []
+    for controller, limits, usage in (
+        ("", ("memory.max", "memory.high"), "memory.current"),
+        ("memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes"),
+    ):
+        for folder in _cgroups(root, controller):
+            for limit in (_read(folder / name) for name in limits):
+                if limit.isdigit():
+                    found.append((int(limit), _used(_read(folder / usage), _read(folder / "memory.stat"))))
+    return found
 
 
 def _used(used: str, stat: str) -> int:
     """Usage without the file cache, which the kernel drops when memory is short."""
     counts = dict(line.split() for line in stat.splitlines() if len(line.split()) == 2)
-    return max(0, int(used or 0) - int(counts.get("inactive_file", 0)))
+    cache = counts.get("total_inactive_file", counts.get("inactive_file", 0))  # total_: with the groups below
+    return max(0, int(used or 0) - int(cache))
 
 
 def _quota(text: str) -> int | None:
@@ -116,10 +171,6 @@ def _quota(text: str) -> int | None:
     if len(parts) != 2 or not parts[0].isdigit() or not parts[1].isdigit():
         return None
     return max(1, int(parts[0]) // int(parts[1]))
-
-
-def _period(root: Path) -> str:
-    return _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
 def _cpu_name(root: Path) -> str:

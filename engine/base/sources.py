@@ -1,6 +1,6 @@
 """Collects values from flags, ``--set``, keyword arguments, the environment and files, and merges them by precedence.
 
-Flag over ``--set`` over environment over file over default. Parses nothing: that is resolve's part.
+Flag over ``--set`` over environment over file over tuned over default. Parses nothing: that is resolve's part.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sgl.engine.base import hub
+from sgl.engine.base import hub, tuned
 from sgl.engine.base.config import (
     BY_NAME,
     GROUPS,
@@ -131,6 +131,8 @@ def with_demo_model(values: Mapping[str, Given]) -> Values:
 def configure(values: Mapping[str, Given], machine: Machine | None = None) -> EngineConfig:
     """Resolves the values for this machine and the model's config.json, which is fetched from the Hub if need be.
 
+    What nobody gave is taken from `sgl bench tune`, if it was run for this model on this machine.
+
     Raises:
         ConfigError: a value cannot be used.
         ModelError: the model has no readable config.json.
@@ -140,7 +142,10 @@ def configure(values: Mapping[str, Given], machine: Machine | None = None) -> En
         early[key] = BY_NAME[key].parse(given.value, given.where)
     model, revision, folder = (str(early[f"model.{field}"]) for field in ("model_path", "revision", "download_dir"))
     hf_config = hub.read_config(model, revision, folder) if model else {}
-    return resolve(values, hf_config, machine or detect(str(early["model.device"])))
+    machine = machine or detect(str(early["model.device"]))
+    config = resolve(values, hf_config, machine)
+    found = {} if config.kernel.no_tuned else tuned.read(config, hf_config, machine)
+    return resolve({**found, **values}, hf_config, machine) if found else config
 
 
 def _refuse_twice(path: Path, keys: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 Three owners (docs/design.md, section 2): *wire* types travel between the front process and the engine, *plan* types
 from the scheduler to the executors, *result* types back. All are msgspec structs, so they can be recorded and replayed.
+Those that every step makes are hidden from the garbage collector (``gc=False``): none can be part of a cycle.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class FinishReason(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     code: str = ""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One token's log probability (None where nothing precedes it) and the most likely alternatives at its position."""
 
     token_id: int
@@ -120,7 +121,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     chosen: tuple[tuple[int, float], ...] = ()
 
 
-class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Output(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What one step added to one request. Fields are increments, not totals, except the counts."""
 
     rid: str
@@ -167,7 +168,7 @@ Outbound = Outputs | Reply | Stats
 RowKind = Literal["none", "token", "pool"]
 
 
-class PageRun(msgspec.Struct, frozen=True, array_like=True):
+class PageRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Entries ``start, start+1, ...`` of a slot's page table (of one KV group) become ``pages``."""
 
     start: int
@@ -185,7 +186,7 @@ class RowInit(msgspec.Struct, frozen=True, kw_only=True):
     eos_ids: tuple[int, ...]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One request's share of a step.
 
     The step computes ``num_tokens`` positions from the slot's computed count on; the last ``num_draft`` of them hold
@@ -220,7 +221,7 @@ class StepPlan(msgspec.Struct, frozen=True):
 # ---- result ----------------------------------------------------------------------------------------------------------
 
 
-class RowOutput(msgspec.Struct, kw_only=True):
+class RowOutput(msgspec.Struct, kw_only=True, gc=False):
     """One row's outcome: ``token_ids`` are the accepted drafts plus one sampled token (empty for kind none)."""
 
     token_ids: list[int] = []

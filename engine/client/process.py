@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from concurrent.futures import Future
@@ -16,10 +15,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
-import sgl
-from sgl.engine.base import env
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import EngineDiedError
+from sgl.engine.base.interpreter import ENGINE_IMPORTS, Interpreter
 from sgl.engine.base.types import Inbound, Shutdown
 from sgl.engine.client.protocol import CLOSE_TIMEOUT_S, OnDied, OnMessage
 from sgl.engine.client.wire import LOOP, Failed, ModelInfo, Ready, Setup, decode_outbound, encode
@@ -32,11 +30,15 @@ class ProcessClient:
 
     One thread does everything that must not be interrupted: it starts the process (which the kernel kills when that
     thread ends), receives, and notices at once when the process ends.
+
+    Args:
+        interpreter: the process, if it has been started already.
     """
 
-    def __init__(self, config: EngineConfig, loop: str = LOOP) -> None:
+    def __init__(self, config: EngineConfig, loop: str = LOOP, interpreter: Interpreter | None = None) -> None:
         self._config = config
         self._loop = loop
+        self._interpreter = interpreter
         self._lock = threading.Lock()  # of the sending socket
         self._sender: zmq.Socket[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -119,10 +121,8 @@ class ProcessClient:
             context.destroy(linger=0)
 
     def _spawn(self, inbound: str, outbound: str) -> subprocess.Popen[bytes]:
-        """The engine process, in a session of its own: Ctrl-C in the terminal is for the front only."""
-        environment = env.all_variables()
-        root = str(Path(sgl.__file__).resolve().parent.parent)
-        path = os.pathsep.join(part for part in (root, environment.get("PYTHONPATH", "")) if part)
+        """The engine process, with its orders."""
+        interpreter = self._interpreter or Interpreter(ENGINE_IMPORTS if self._loop == LOOP else ())
         setup = Setup(
             config=msgspec.Raw(self._config.to_json()),
             inbound=inbound,
@@ -130,16 +130,8 @@ class ProcessClient:
             parent_pid=os.getpid(),
             loop=self._loop,
         )
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sgl.engine.worker"],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            env={**environment, "PYTHONPATH": path},
-        )
-        assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(msgspec.json.encode(setup))
-        return process
+        interpreter.order(msgspec.json.encode(setup))
+        return interpreter.process
 
     def _receive(self, receiver: zmq.Socket[bytes], started: Future[ModelInfo], on_message: OnMessage) -> None:
         """Until the process has ended and all that it sent has been read."""

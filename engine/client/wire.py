@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from sgl.engine.base.cost import Cost
 from sgl.engine.base.errors import ConfigError, EngineDiedError, ModelError, OverloadedError, SglError
 from sgl.engine.base.types import Abort, Add, Call, Outputs, Reply, Shutdown, Stats
 
@@ -17,7 +18,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the front must know about the engine, settled once the model is loaded.
 
     ``context_len`` counts prompt and answer; ``max_req_input_len`` is where ``--allow-auto-truncate`` cuts.
-    ``step_bytes`` are the weights that a step reads.
+    ``cost`` is what its steps cost; ``startup`` when the phases of its start ended (`Timeline.marks`).
     """
 
     model_path: str = ""
@@ -28,8 +29,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_total_num_tokens: int
     max_req_input_len: int
     eos_ids: tuple[int, ...] = ()
-    step_bytes: int = 0
-    kv_bytes_per_token: int = 0
+    cost: Cost = Cost()
+    startup: tuple[tuple[str, float], ...] = ()
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sgl.engine.base.types import FinishReason, Request
+from sgl.engine.base.types import FinishReason, Request, Row
 from sgl.engine.core.grammar import GrammarState
 from sgl.engine.core.radix import TOKEN_BYTES, Namespace, RadixNode, token_key
 
 Status = Literal["waiting", "running", "finished"]
+
+NO_ROW = Row(rid="", slot=-1, num_tokens=0)
 
 
 class RequestState:
@@ -17,6 +19,9 @@ class RequestState:
     Results arrive later than the plans that ask for them, so two pairs of counts exist: ``tokens`` is what is known
     for certain; ``known`` and ``computed`` are upper bounds that assume every step in flight accepts all its drafts.
     Without a step in flight the bounds are exact.
+
+    ``max_tokens`` is the length at which the request ends whatever it says. Most steps of a request look like the one
+    before: such a step is ``decode_row`` again, up to ``decode_end`` computed tokens.
     """
 
     __slots__ = (
@@ -24,6 +29,8 @@ class RequestState:
         "cached_tokens",
         "computed",
         "computed_dirty",
+        "decode_end",
+        "decode_row",
         "finish",
         "first_time",
         "grammar",
@@ -33,6 +40,7 @@ class RequestState:
         "known",
         "match_pages",
         "match_version",
+        "max_tokens",
         "namespace",
         "node",
         "num_preempted",
@@ -56,6 +64,7 @@ class RequestState:
         self.grammar = grammar
         self.tokens = list(request.token_ids)
         self.num_prompt = len(self.tokens)
+        self.max_tokens = self.num_prompt + request.params.max_new_tokens
         self.key = token_key(self.tokens)
         self.namespace: Namespace = (request.adapter, request.cache_salt)
         params = request.params
@@ -76,6 +85,8 @@ class RequestState:
         self.computed_dirty = False
         self.first_time = True
         self.has_draft = False
+        self.decode_row = NO_ROW
+        self.decode_end = 0
         self.cached_tokens = 0
         self.prompt_logprobs_sent = 0
         self.num_preempted = 0
@@ -89,11 +100,6 @@ class RequestState:
     def num_output(self) -> int:
         """Tokens generated for certain."""
         return len(self.tokens) - self.num_prompt
-
-    @property
-    def max_tokens(self) -> int:
-        """Length at which the request ends whatever it says."""
-        return self.num_prompt + self.request.params.max_new_tokens
 
     @property
     def logprob_start(self) -> int | None:

@@ -166,11 +166,19 @@ class Scheduler:
         """
         budget = self.config.max_step_tokens
         if self.config.split_prompts:
-            decodes = sum(1 for state in self._running if state.known - state.computed == 1)
+            decodes = sum([state.known - state.computed == 1 for state in self._running])
             budget = max(budget - decodes * (1 + self.config.max_draft), min(self.config.page_size, budget))
         index = 0
         while index < len(self._running):
             state = self._running[index]
+            if state.computed < state.decode_end:
+                state.inflight += 1
+                state.computed += 1
+                state.known += 1
+                rows.append(state.decode_row)
+                states.append(state)
+                index += 1
+                continue
             num_tokens, num_draft = self._share(state, budget)
             if num_tokens == 0:
                 index += 1
@@ -254,6 +262,7 @@ class Scheduler:
         state.status = "running"
         state.first_time = state.computed_dirty = True
         state.has_draft = False
+        state.decode_end = 0
         state.pages_sent = 0
         if state.num_preempted == 0:
             state.cached_tokens = state.computed
@@ -285,9 +294,19 @@ class Scheduler:
         if samples:
             state.known = state.computed + 1
             state.has_draft = True
+            self._expect_decodes(state)
         if prefill:
             self._publish(state, end // self.config.page_size, replace=False)
         return row
+
+    def _expect_decodes(self, state: RequestState) -> None:
+        """Prepares the row of the next steps, which stays the same until a page is full or the request ends."""
+        if self.config.max_draft:
+            return  # the host does not know how far such a step gets
+        room = len(state.pages) * self.config.page_size
+        state.decode_end = min(room, state.max_tokens - 1)
+        if state.decode_row.slot != state.slot:
+            state.decode_row = Row(rid=state.request.rid, slot=state.slot, num_tokens=1, kind="token")
 
     def _init(self, state: RequestState) -> RowInit:
         request = state.request
@@ -425,30 +444,29 @@ class Scheduler:
                 break
         if row.kind == "token" and state.status == "running":
             slack = 1 + row.num_draft - len(result.token_ids)
-            state.computed -= slack
-            state.known -= slack
+            if slack:
+                state.computed -= slack
+                state.known -= slack
         elif state.request.params.max_new_tokens == 0 and state.computed == state.known and state.inflight == 0:
             finish = FinishReason(kind="length")
         if not tokens and not result.prompt_logprobs and finish is None:
             return None
-        output = Output(
-            rid=state.request.rid,
-            token_ids=tokens,
-            logprobs=result.logprobs[: len(tokens)],
-            prompt_logprobs=result.prompt_logprobs,
-        )
-        state.prompt_logprobs_sent += len(result.prompt_logprobs)
+        output = Output(rid=state.request.rid, token_ids=tokens)
+        if result.logprobs:
+            output.logprobs = result.logprobs[: len(tokens)]
+        if result.prompt_logprobs:
+            output.prompt_logprobs = result.prompt_logprobs
+            state.prompt_logprobs_sent += len(result.prompt_logprobs)
         if finish is not None:
             return self._end(state, finish, output)
-        if state.num_output == len(tokens):
+        if len(state.tokens) - state.num_prompt == len(tokens):
             _describe(output, state)
         return output
 
     def _accept(self, state: RequestState, token_id: int) -> FinishReason | None:
         """Appends one token; says whether that ends the request."""
         state.tokens.append(token_id)
-        params = state.request.params
-        if token_id in state.stop_ids and state.num_output > params.min_new_tokens:
+        if token_id in state.stop_ids and state.num_output > state.request.params.min_new_tokens:
             return FinishReason(kind="stop", matched=token_id)
         if state.grammar is not None:
             state.grammar.accept(token_id)

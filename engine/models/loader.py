@@ -50,7 +50,8 @@ def load_model(
     device: Device,
     kernels: Kernels,
     load_format: str = "auto",
-    quantization: str | None = None,
+    quantization: str = "none",
+    kv_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Model:
     """Builds the model that ``hf_config`` describes and fills it from the directory's safetensors.
@@ -59,7 +60,8 @@ def load_model(
         dtype: what weights are converted to and computed in.
         load_format: ``dummy`` fills the weights with noise drawn from ``seed`` and reads no file; ``auto`` and
             ``safetensors`` read.
-        quantization: what linear layers are rounded to while they are loaded, one of `sgl.quant.config.FORMATS`.
+        quantization: what linear layers are rounded to while loading, one of `sgl.quant.config.FORMATS` or none.
+        kv_dtype: what keys and values are quantised to, None to keep them in ``dtype``.
 
     Raises:
         ModelError: the architecture is not supported, or files or tensors are missing, corrupt or of another shape.
@@ -69,7 +71,8 @@ def load_model(
     if stored is not None:
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise ModelError(f"quantization_config {method!r} is not supported; supported are unquantized checkpoints.")
-    build = Build(kernels, dtype, device.torch_device, family.names, online(quantization, family.names.head))
+    rounding = online(quantization, family.names.head)
+    build = Build(kernels, dtype, device.torch_device, family.names, rounding, kv_dtype)
     with torch.inference_mode():
         model = Model(family.spec(HfConfig(hf_config)), build)
         intake = Intake(model.leaves)

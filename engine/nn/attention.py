@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sgl.engine.attn.backend import AttentionBackend
@@ -12,7 +13,30 @@ from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.norm import NoQKNorm, QKNorm, RmsQKNorm
 from sgl.engine.nn.rope import Rotation, Tables
 from sgl.engine.nn.spec import AttentionSpec
-from sgl.engine.nn.weights import Build
+from sgl.engine.nn.weights import Build, Parameter, WeightSlot
+
+
+class Sinks(Protocol):
+    """Scores float32 ``[H]`` that the heads give to a key without a value; None for no such key."""
+
+    @property
+    def scores(self) -> Tensor | None: ...
+
+
+class NoSinks:
+    scores = None
+
+
+class LearnedSinks:
+    def __init__(self, build: Build, name: str, num_heads: int) -> None:
+        self.slots = [WeightSlot(name, (num_heads,), Parameter((num_heads,), torch.float32, build.device))]
+        self.nbytes = 0
+        self.scores: Tensor | None = None
+        build.leaves.append(self)
+
+    def finalize(self) -> None:
+        self.scores = self.slots[0].destination.take()
+        self.nbytes = self.scores.nbytes
 
 
 class Attention:
@@ -33,9 +57,11 @@ class Attention:
         self.out = Linear(
             build, (names.attention_out.format(layer),), q_size, (hidden_size,), spec.out_bias, names.transposed
         )
-        self.kv_spec = KVSpec(
-            "window" if spec.window else "full", spec.num_kv_heads, spec.head_dim, build.dtype, spec.window
-        )
+        self.sinks: Sinks = NoSinks()
+        if spec.sinks:
+            self.sinks = LearnedSinks(build, names.sinks.format(layer), spec.num_heads)
+        kind: Literal["full", "window"] = "window" if spec.window else "full"
+        self.kv_spec = KVSpec(kind, spec.num_kv_heads, spec.head_dim, build.dtype, spec.window, build.kv_dtype)
 
     def __call__(self, x: Tensor, tables: Tables, kv: KVLayer, backend: AttentionBackend[Any], meta: Any) -> Tensor:
         """``[T, H] -> [T, H]``, a new tensor; stores this step's keys and values."""
@@ -43,5 +69,6 @@ class Attention:
         qkv = self.qkv(x).view(len(x), -1, spec.head_dim)  # [T, H + 2 Hkv, D]
         qk = self._rotation.apply(self.qk_norm(qkv[:, : self._num_qk]), tables)
         backend.store(qk[:, spec.num_heads :], qkv[:, self._num_qk :], kv, meta)
-        out = backend.run(qk[:, : spec.num_heads], kv, meta, spec.scale, spec.window)
+        q = qk[:, : spec.num_heads]
+        out = backend.run(q, kv, meta, spec.scale, spec.window, spec.softcap, self.sinks.scores)
         return self.out(out.view(len(x), -1))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sgl.engine.attn.backend import AttentionBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
-from sgl.engine.attn.cpu import CpuBackend
+from sgl.engine.base.cost import Cost
 from sgl.engine.nn.attention import Attention
+from sgl.engine.nn.cost import cost_of
 from sgl.engine.nn.embedding import Embedding, LearnedPositions, NoPositions, Positions, TiedHead
 from sgl.engine.nn.fusion import fuse
 from sgl.engine.nn.linear import Linear
@@ -65,9 +66,10 @@ class Model:
         self._head = (
             TiedHead(build, self._embedding)
             if spec.tied_head
-            else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False, op="linear.float32")
+            else Linear(build, (names.head,), spec.hidden_size, (spec.vocab_size,), bias=False, form="float32")
         )
         self._fused: FusedDecoder | None = None
+        self._attached: Sequence[KVLayer] = ()
         self.kv_specs = tuple(layer.attention.kv_spec for layer in self._layers)
 
     @property
@@ -83,7 +85,7 @@ class Model:
     def __call__(self, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]) -> Tensor:
         """Computes a step and stores its keys and values; returns the normed hidden states ``[T, H]``."""
         hidden = self._positions.add(self._embedding(batch.input_ids), batch.positions)
-        if self._fused is not None and isinstance(backend, CpuBackend):
+        if self._fused is not None and backend.native_pages:
             return self._norm(self._run_fused(self._fused, hidden, batch, kv_layers))
         return self._run_layers(hidden, batch, kv_layers, backend)
 
@@ -100,9 +102,11 @@ class Model:
         self, fused: FusedDecoder, hidden: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer]
     ) -> Tensor:
         group = kv_layers[0].group
-        caches = [(kv.k, kv.v) for kv in kv_layers]
+        if kv_layers is not self._attached:
+            self._attached = kv_layers
+            fused.attach([(kv.k, kv.v, kv.k_scale, kv.v_scale) for kv in kv_layers])
         out_loc, page_table = batch.out_loc[group], batch.page_table[group]
-        return fused.run(hidden, batch.positions, batch.cu_q, batch.seq_lens, out_loc, page_table, caches)
+        return fused.run(hidden, batch.positions, batch.cu_q, batch.seq_lens, out_loc, page_table)
 
     def _run_layers(
         self, residual: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]
@@ -120,10 +124,9 @@ class Model:
         return x
 
     @property
-    def step_bytes(self) -> int:
-        """Weights that one step reads, however few tokens it has: all of them but the embedding's table."""
-        read = sum(leaf.nbytes for leaf in self.leaves if not isinstance(leaf, Embedding))
-        return read + (self._embedding.nbytes if self.spec.tied_head and not self._head.nbytes else 0)
+    def cost(self) -> Cost:
+        """What steps cost, for those who measure how long they take."""
+        return cost_of(self.spec, self.leaves, self._head, self.kv_specs, self._dtype)
 
     def activation_bytes(self, num_tokens: int, num_logits: int) -> int:
         """The most that a step of so many tokens needs beside weights and cache: activations and float32 logits."""

@@ -53,6 +53,7 @@ def fuse(
         frequencies=rotations[0].frequencies,
         rope_scale=rotations[0].scale,
         scale=attention.scale,
+        softcap=attention.softcap,
         eps=spec.norm.eps,
     )
 
@@ -71,4 +72,5 @@ def _fused_layer(layer: Layer) -> FusedLayer:
         gate_up=layer.mlp.up.state,
         down=layer.mlp.down.state,
         window=attention.spec.window,
+        sinks=attention.sinks.scores,
     )

@@ -31,7 +31,8 @@ class AttentionSpec:
     """Grouped-query attention.
 
     ``window`` counts the tokens that a token sees, itself included; None is all. ``qk_norm_eps`` asks for an RMS norm
-    of every query and key head.
+    of every query and key head. ``softcap`` bounds the scores by a tanh. ``sinks`` gives every head a learned score
+    that takes a share of its attention and adds nothing.
     """
 
     num_heads: int
@@ -43,6 +44,8 @@ class AttentionSpec:
     rope: RopeSpec | None = None
     qk_norm_eps: float | None = None
     window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -102,6 +105,7 @@ class WeightNames:
     positions: str = ""
     q_norm: str = ""
     k_norm: str = ""
+    sinks: str = ""
     transposed: bool = False  # linear weights of the layers are stored [in, out]
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) applied to a checkpoint's names
     ignored: str = r"$^"  # pattern of tensors that the model does not need

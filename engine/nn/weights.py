@@ -77,6 +77,7 @@ class Build:
     device: torch.device
     names: WeightNames
     quantization: QuantConfig = field(default_factory=QuantConfig)
+    kv_dtype: torch.dtype | None = None  # what the cache is quantised to
     leaves: list[Leaf] = field(default_factory=list)
 
     def parameter(self, *shape: int) -> Parameter:

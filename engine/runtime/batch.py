@@ -61,47 +61,106 @@ class PromptSpan:
 
 @dataclass(frozen=True)
 class Step:
-    """All that a step needs besides the model and the slot table."""
+    """All that a step needs besides the model and the slot table.
+
+    In a step that ``is_decode`` every row is one token that another follows, so T, B and L are the same rows.
+    """
 
     plan: StepPlan
+    is_decode: bool
     batch: ForwardBatch
     draws: Draws
     prompt_spans: tuple[PromptSpan, ...]
 
 
-def build_step(plan: StepPlan, table: SlotTable) -> Step:
-    """Lays out an applied plan: T tokens of B rows, L draws."""
-    rows = plan.rows
-    q_lens = [row.num_tokens for row in rows]
-    slot_ids = [row.slot for row in rows]
-    cu_q = [0, *accumulate(q_lens)]
-    row_of = np.repeat(np.arange(len(rows)), q_lens)
-    draw_rows, draw_sources = _draws(rows, cu_q)
-    offset_in = np.arange(len(row_of)) - np.array(cu_q)[row_of]
-    parts = (slot_ids, q_lens, cu_q, np.array(slot_ids)[row_of], offset_in, draw_sources)
-    host = [np.array(part, np.int64) for part in parts]
-    slots, lens, cu, token_slots, offsets, sources = torch.split(
-        table.upload(np.concatenate(host)), [len(part) for part in host]
-    )
-    positions = table.computed[token_slots] + offsets
-    page_index, page_offset = positions // table.page_size, positions % table.page_size
-    widths = [table.num_pages(group, slot_ids) for group in range(len(table.pages))]
-    batch = ForwardBatch(
-        input_ids=table.tokens[token_slots, positions].long(),
-        positions=positions,
-        cu_q=cu.int(),
-        seq_lens=(table.computed[slots] + lens).int(),
-        slots=slots,
-        out_loc=tuple(pages[token_slots, page_index] * table.page_size + page_offset for pages in table.pages),
-        page_table=tuple(
-            pages[:, :width].index_select(0, slots) for pages, width in zip(table.pages, widths, strict=True)
-        ),
-        logit_indices=sources,
-        q_lens=tuple(q_lens),
-    )
-    draw_slots = tuple(slot_ids[row] for row in draw_rows)
-    draws = Draws(tuple(draw_rows), draw_slots, token_slots[sources], positions[sources] + 1)
-    return Step(plan, batch, draws, _prompt_spans(rows, cu_q, table))
+@dataclass(frozen=True)
+class _Layout:
+    """What follows from the rows of a plan alone, and so stays while the same rows come again (as in decoding)."""
+
+    rows: tuple[Row, ...]
+    slot_ids: list[int]
+    q_lens: tuple[int, ...]
+    cu_q: list[int]
+    draw_rows: tuple[int, ...]
+    draw_slots: tuple[int, ...]
+    device_cu_q: Tensor  # int32 [B + 1]
+    slots: Tensor  # int64 [B]
+    lens: Tensor  # int64 [B]
+    token_slots: Tensor  # int64 [T]
+    offsets: Tensor  # int64 [T], of each token in its row
+    sources: Tensor  # int64 [L], which of the T positions each draw follows
+    is_decode: bool
+
+    @classmethod
+    def of(cls, rows: tuple[Row, ...], table: SlotTable) -> _Layout:
+        q_lens = [row.num_tokens for row in rows]
+        slot_ids = [row.slot for row in rows]
+        cu_q = [0, *accumulate(q_lens)]
+        row_of = np.repeat(np.arange(len(rows)), q_lens)
+        draw_rows, draw_sources = _draws(rows, cu_q)
+        offset_in = np.arange(len(row_of)) - np.array(cu_q)[row_of]
+        parts = (slot_ids, q_lens, cu_q, np.array(slot_ids)[row_of], offset_in, draw_sources)
+        host = [np.array(part, np.int64) for part in parts]
+        slots, lens, cu, token_slots, offsets, sources = torch.split(
+            table.upload(np.concatenate(host)), [len(part) for part in host]
+        )
+        draw_slots = tuple(slot_ids[row] for row in draw_rows)
+        return cls(
+            *(rows, slot_ids, tuple(q_lens), cu_q, tuple(draw_rows), draw_slots),
+            *(cu.int(), slots, lens, token_slots, offsets, sources),
+            is_decode=len(draw_sources) == len(rows) == len(row_of),
+        )
+
+
+class StepBuilder:
+    """Lays out applied plans, one after the other; what the step before already laid out is taken from there."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+        self._layout = _Layout.of((), table)
+        self._page_tables: tuple[Tensor, ...] = ()
+        self._pages_version = -1
+
+    def build(self, plan: StepPlan) -> Step:
+        """The step of a plan: T tokens of B rows, L draws."""
+        table = self._table
+        if plan.rows != self._layout.rows:  # compares identities first: the scheduler repeats the rows of decodes
+            self._layout = _Layout.of(plan.rows, table)
+            self._pages_version = -1
+        layout = self._layout
+        computed = table.computed[layout.token_slots]
+        if layout.is_decode:
+            positions, draw_slots = computed, layout.slots
+            draw_positions = ends = positions + 1
+        else:
+            positions, draw_slots = computed + layout.offsets, layout.token_slots[layout.sources]
+            draw_positions, ends = positions[layout.sources] + 1, table.computed[layout.slots] + layout.lens
+        page_index, page_offset = positions // table.page_size, positions % table.page_size
+        batch = ForwardBatch(
+            input_ids=table.tokens[layout.token_slots, positions].long(),
+            positions=positions,
+            cu_q=layout.device_cu_q,
+            seq_lens=ends.int(),
+            slots=layout.slots,
+            out_loc=tuple(
+                pages[layout.token_slots, page_index] * table.page_size + page_offset for pages in table.pages
+            ),
+            page_table=self._page_table(layout),
+            logit_indices=layout.sources,
+            q_lens=layout.q_lens,
+        )
+        draws = Draws(layout.draw_rows, layout.draw_slots, draw_slots, draw_positions)
+        return Step(plan, layout.is_decode, batch, draws, _prompt_spans(plan.rows, layout.cu_q, table))
+
+    def _page_table(self, layout: _Layout) -> tuple[Tensor, ...]:
+        table = self._table
+        if self._pages_version != table.pages_version:
+            widths = [table.num_pages(group, layout.slot_ids) for group in range(len(table.pages))]
+            self._page_tables = tuple(
+                pages[:, :width].index_select(0, layout.slots) for pages, width in zip(table.pages, widths, strict=True)
+            )
+            self._pages_version = table.pages_version
+        return self._page_tables
 
 
 def _draws(rows: Sequence[Row], cu_q: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -14,13 +14,14 @@ from sgl.engine.attn.backend import AttentionBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.base.device import Device
 from sgl.engine.base.types import Masks, StepPlan
-from sgl.engine.runtime.batch import PromptSpan, Step, build_step
+from sgl.engine.runtime.batch import PromptSpan, Step, StepBuilder
 from sgl.engine.runtime.drafts import NO_DRAFTS, Drafter, count_rejected
 from sgl.engine.runtime.kv import allocate_kv
 from sgl.engine.runtime.logprobs import Scores, read_scores
 from sgl.engine.runtime.result import TorchStepResult
-from sgl.engine.runtime.sampler import MAX_ELEMENTS, Sampler
+from sgl.engine.runtime.sampler import MAX_ELEMENTS, Argmax, Sampler
 from sgl.engine.runtime.slots import SlotTable
+from sgl.kernels.ops.sampling import argmax
 
 
 class Model(Protocol):
@@ -55,6 +56,7 @@ class TorchExecutor:
         num_slots: requests that can be in the batch at once.
         max_len: longest sequence, prompt and output.
         num_pages: size of the KV cache.
+        argmax: the op `sample.argmax`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TorchExecutor:
         num_pages: int,
         page_size: int,
         drafter: Drafter = NO_DRAFTS,
+        argmax: Argmax = argmax,
     ) -> None:
         self._model = model
         self._backend = backend
@@ -77,7 +80,8 @@ class TorchExecutor:
         width = max_len + 1 + self._drafter.num_draft
         self._table = SlotTable(num_slots, width, page_size, model.vocab_size, device.torch_device)
         self._kv = allocate_kv(model.kv_specs, num_pages, page_size, device)
-        self._sampler = Sampler(self._table)
+        self._builder = StepBuilder(self._table)
+        self._sampler = Sampler(self._table, argmax)
         self._no_logits = torch.empty(0, model.vocab_size, device=device.torch_device)
         self._forwarded: _Forwarded | None = None
 
@@ -85,10 +89,11 @@ class TorchExecutor:
     def forward(self, plan: StepPlan) -> None:
         """Starts a step: all that does not need its masks."""
         self._table.apply(plan)
-        step = build_step(plan, self._table)
+        step = self._builder.build(plan)
         hidden = self._model(step.batch, self._kv, self._backend)
         prompt_scores = tuple(self._score_prompts(hidden, step.prompt_spans)) if step.prompt_spans else ()
-        logits = self._model.logits(hidden[step.batch.logit_indices]) if len(step.draws) else self._no_logits
+        chosen = hidden if step.is_decode else hidden[step.batch.logit_indices]
+        logits = self._model.logits(chosen) if len(step.draws) else self._no_logits
         self._forwarded = _Forwarded(step, logits, prompt_scores)
 
     @torch.inference_mode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from sgl.engine.attn.batch import KVLayer, KVSpec
 from sgl.engine.base.device import Device
 
@@ -21,6 +23,7 @@ def allocate_kv(specs: Sequence[KVSpec], num_pages: int, page_size: int, device:
     layers = []
     for spec in specs:
         shape = (num_pages, spec.num_heads, page_size, spec.head_dim)
-        k, v = (device.zeros(shape, spec.dtype) for _ in range(2))
-        layers.append(KVLayer(k, v))
+        k, v = (device.zeros(shape, spec.stored) for _ in range(2))
+        scales = () if spec.quantized is None else (device.zeros(shape[:3], torch.float32) for _ in range(2))
+        layers.append(KVLayer(k, v, 0, *scales))
     return tuple(layers)

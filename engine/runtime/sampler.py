@@ -11,7 +11,7 @@ nor a draw depends on the order in which a device adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +23,15 @@ from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.logprobs import Scores, read_scores
 from sgl.engine.runtime.rng import uniform
 from sgl.engine.runtime.slots import SlotTable
+from sgl.kernels.ops.sampling import argmax
+
+Argmax = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 MAX_ELEMENTS = 1 << 24
 """Positions times vocabulary that are worked on at once, which bounds temporary copies of logits to 64 MB each."""
 
 _CACHED_ELEMENTS = 1 << 18
 """The same for drawing on a CPU: what its cache holds, since drawing passes over its rows some twenty times."""
-
-_SCAN_WIDTH = 512
-"""Tokens that `argmax` first looks at together."""
 
 _ONE = 1 << 40
 """The integer that stands for probability 1; a vocabulary of 2**22 cannot overflow a sum."""
@@ -51,10 +51,11 @@ class Samples:
 
 
 class Sampler:
-    """Samples for the slots of one table."""
+    """Samples for the slots of one table; ``argmax`` is the op `sample.argmax`."""
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: SlotTable, argmax: Argmax = argmax) -> None:
         self._table = table
+        self._argmax = argmax
         self._upload = table.upload
         self._draw_elements = _CACHED_ELEMENTS if table.device.type == "cpu" else MAX_ELEMENTS
         allowed = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -72,7 +73,7 @@ class Sampler:
         self._penalize_outputs(logits, draws)
         self._penalize_repetition(logits, draws)
         self._mask(logits, draws, masks)
-        token_ids = self._choose(logits, draws)
+        token_ids, peaks = self._choose(logits, draws)
         scores = (
             read_scores(
                 logprobs,
@@ -82,7 +83,7 @@ class Sampler:
             )
             for part, logprobs in raw
         )
-        return Samples(token_ids, logits.amax(-1), tuple(scored), tuple(scores))
+        return Samples(token_ids, peaks, tuple(scored), tuple(scores))
 
     def weights(self, logits: Tensor, draws: Draws) -> Tensor:
         """The filtered distribution of N sampled draws, times a constant: int64 [N, V].
@@ -110,19 +111,13 @@ class Sampler:
         keep = torch.ge(probs, floors, out=torch.empty_like(probs))  # as float: selecting by booleans is slow on CPUs
         return _integers(probs.mul_(keep))
 
-    def _choose(self, logits: Tensor, draws: Draws) -> Tensor:
+    def _choose(self, logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        token_ids, peaks = self._argmax(logits)
         sampled = draws.using("sampled", self._table)
-        if not sampled:
-            return argmax(logits)
-        token_ids = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
         for part in _blocks(sampled, logits, self._draw_elements):
             index = self._index(part, draws)
             token_ids[index] = self._draw(logits[index], draws.take(part, index))
-        greedy = sorted(set(range(len(draws))).difference(sampled))
-        if greedy:
-            index = self._index(greedy, draws)
-            token_ids[index] = argmax(logits[index])
-        return token_ids
+        return token_ids, peaks
 
     def _draw(self, logits: Tensor, draws: Draws) -> Tensor:
         """Inverts the cumulative distribution at one random number per draw."""
@@ -197,22 +192,6 @@ class Sampler:
     def _index(self, part: Sequence[int], draws: Draws) -> Tensor | slice:
         """``part`` as an index that copies nothing if that is all draws."""
         return slice(None) if len(part) == len(draws) else self._upload(np.array(part))
-
-
-def argmax(logits: Tensor) -> Tensor:
-    """torch's argmax over [N, V], the first of equals: int64 [N].
-
-    CPUs find a largest value with vector instructions, but its place one by one; so first the block, then the place.
-    """
-    vocab_size = logits.shape[1]
-    num_blocks = vocab_size // _SCAN_WIDTH
-    if num_blocks < 16:
-        return logits.argmax(-1)
-    blocks = logits[:, : num_blocks * _SCAN_WIDTH].view(len(logits), num_blocks, _SCAN_WIDTH)
-    peaks = torch.cat([blocks.amax(-1), logits[:, -_SCAN_WIDTH:].amax(-1, keepdim=True)], dim=1)
-    starts = (peaks.argmax(-1) * _SCAN_WIDTH).clamp_(max=vocab_size - _SCAN_WIDTH)
-    places = starts[:, None] + torch.arange(_SCAN_WIDTH, device=logits.device)
-    return starts + logits.gather(1, places).argmax(-1)
 
 
 def top_k_floors(probs: Tensor, top_k: Tensor, most: int, top_p: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class SlotTable:
         edits: by slot, for the slots that have any.
         inits: by slot, what the plan said when the request took it.
         users: the slots that make use of a feature, so that what nobody uses costs nothing.
+        pages_version: changes whenever ``pages`` may change.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SlotTable:
         self.edits: dict[int, LogitEdits] = {}
         self.inits: dict[int, RowInit] = {}
         self.users: dict[Feature, set[int]] = {feature: set() for feature in get_args(Feature)}
+        self.pages_version = 0
         self._num_pages = [[0] * num_slots for _ in range(num_groups)]
         self._prompt_computed: dict[int, int] = {}
 
@@ -162,6 +164,7 @@ class SlotTable:
                 entries += [(row.slot, index, page) for index, page in enumerate(run.pages, run.start)]
                 num_pages[row.slot] = max(num_pages[row.slot], run.start + len(run.pages))
         if entries:
+            self.pages_version += 1
             slots, indices, values = self.upload(np.array(entries)).unbind(1)
             pages[slots, indices] = values.int()
 

@@ -30,9 +30,15 @@ class ByteDetokenizer:
     def __init__(self, piece: Callable[[int], bytes]) -> None:
         self._piece = piece
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_open = False  # the decoder holds the beginning of a character
 
     def push(self, ids: Iterable[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._piece, ids)))
+        data = b"".join(map(self._piece, ids))
+        if data.isascii() and not self._is_open:  # most tokens; the decoder takes several times as long
+            return data.decode("ascii")
+        text = self._decoder.decode(data)
+        self._is_open = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -37,7 +37,8 @@ class Tokenizer:
         ids = (*settings.eos_ids, *(() if own_eos is None else (own_eos,)))
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
         self._prepends_bos = self.bos_id is not None and vocabulary.encode([""], True)[0][:1] == [self.bos_id]
-        self._pieces: dict[int, bytes] = {}
+        self._pieces = _Pieces(vocabulary, {})
+        self._shown_pieces = _Pieces(vocabulary, dict.fromkeys(self._special, b""))
 
     @property
     def vocab_size(self) -> int:
@@ -81,7 +82,7 @@ class Tokenizer:
         """Decodes one answer as it grows. Ids that the vocabulary does not have yield no text."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
         if self._vocabulary.adds_bytes:
-            return ByteDetokenizer(lambda token_id: b"" if token_id in skipped else self._piece(token_id))
+            return ByteDetokenizer((self._shown_pieces if skip_special_tokens else self._pieces).__getitem__)
 
         def part() -> WindowDetokenizer:
             return WindowDetokenizer(
@@ -97,7 +98,7 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What one token adds to a text, as UTF-8 or a part of it; nothing for an unknown id."""
         if self._vocabulary.adds_bytes:
-            return self._piece(token_id)
+            return self._pieces[token_id]
         if token_id in self._byte_ids:
             return bytes([self._byte_ids[token_id]])
         if self._vocabulary.token(token_id) is None:
@@ -116,12 +117,6 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self.settings.named.get(name)
         return None if token is None else self._vocabulary.id_of(token)
-
-    def _piece(self, token_id: int) -> bytes:
-        piece = self._pieces.get(token_id)
-        if piece is None:
-            piece = self._pieces[token_id] = _unmap(self._vocabulary.token(token_id) or "")
-        return piece
 
     @cached_property
     def _byte_ids(self) -> Mapping[int, int]:
@@ -147,6 +142,22 @@ class Tokenizer:
     def _ids_of(self, token: str) -> Iterable[int]:
         token_id = self._vocabulary.id_of(token)
         return () if token_id is None else (token_id,)
+
+
+class _Pieces(dict[int, bytes]):
+    """What tokens of a byte-level vocabulary add to a text, each looked up when it first comes.
+
+    Args:
+        known: those that are not as the vocabulary has them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, known: Mapping[int, bytes]) -> None:
+        super().__init__(known)
+        self._vocabulary = vocabulary
+
+    def __missing__(self, token_id: int) -> bytes:
+        piece = self[token_id] = _unmap(self._vocabulary.token(token_id) or "")
+        return piece
 
 
 def no_tokenizer(directory: Path) -> Tokenizer:

@@ -1,16 +1,16 @@
 // Attention over the paged KV cache, for decode, chunked prefill and everything between.
 //
 // Layout of one page of one head, for 16 tokens (larger pages are several of these):
-//   bf16  K: [D/2][16 tokens][2 dims]   a word of sixteen lanes holds one pair of dims of sixteen tokens
-//         V: [8 token pairs][D][2 tokens]
-//   int8  K: [D/4][16 tokens][4 dims], V: [4 token quads][D][4 tokens]; value + 128, a float32 scale per token beside
-// Both products are then chains of bf16 pair dots without a horizontal reduction; bytes are widened to bf16, which holds
-// them exactly, once for all the queries that read them.
+//   K: [D/2][16 tokens][2 dims]   a word of sixteen lanes holds one pair of dims of sixteen tokens
+//   V: [8 token pairs][D][2 tokens]
+// Both products are then chains of bf16 pair dots without a horizontal reduction. An int8 cache has the same order, its
+// numbers plus 128 and a float32 scale per token beside them; bytes are widened to bf16, which holds them exactly, once
+// for all the queries of a pass.
 //
 // The softmax is online (Milakov and Gimelshein 2018) over blocks of tokens and splits of several blocks, both aligned
-// to absolute positions and merged in order. Keys that a query does not see add exact zeros. So a query's result depends
-// neither on the chunk it came in nor on what it was batched with, and requests that share pages can share the work: the
-// blocks of a common prefix are read once for the queries of all of them, which then go on with their own.
+// to absolute positions and merged in order. Keys that a query does not see add exact zeros. So a query's result
+// depends neither on the chunk it came in nor on what it was batched with, and requests that share pages can share the
+// work: the blocks of a common prefix are read once for the queries of all of them, which then go on with their own.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -22,7 +22,6 @@ namespace sgl {
 constexpr int kBlock = 64;                  // tokens of a softmax block
 constexpr int kSubs = kBlock / kSub;
 constexpr int kSplit = 512;                 // tokens of a split
-constexpr int kTile = 6;                    // query rows of a register tile
 constexpr int kPack = 48;                   // query rows that share one pass over the keys
 constexpr int kMaxDim = 256;
 constexpr int64_t kMaxScratch = 16 << 20;   // floats: partial results of splits that run at the same time
@@ -31,10 +30,13 @@ constexpr float kLog2e = 1.44269504088896341f;
 // below the least maximum that the difference of the two is still an exponent of zero.
 constexpr float kMasked = -1e30f, kLeast = -1e20f;
 
+// Query rows of a register tile, and the words of every row: 24 accumulators of 32 registers, or 12 half words of 16.
 #if defined(__AVX512F__)
-constexpr int kTileWords = 4;  // as in linear.cpp
+constexpr int kTile = 12;
+constexpr int tile_words(int rows) { return rows > 6 ? 2 : 4; }
 #else
-constexpr int kTileWords = 1;
+constexpr int kTile = 6;
+constexpr int tile_words(int) { return 1; }
 #endif
 
 // 2^x for x <= 0: exactly 1 at 0, 0 far below.
@@ -154,7 +156,9 @@ static void add_groups(const Batch& b, Plan& plan, int begin, int end, int limit
   for (int first = 0, last = int(plan.members.size()); first < last;) {
     auto at = plan.members.begin();
     for (int m = first; m < last; ++m) at[m].second = common_tokens(b, at[first].first, at[m].first);
-    std::sort(at + first + 1, at + last, [](auto x, auto y) { return x.second > y.second || (x.second == y.second && x.first < y.first); });
+    std::sort(at + first + 1, at + last, [](auto x, auto y) {
+      return x.second != y.second ? x.second > y.second : x.first < y.first;
+    });
     int stop = first + 1;
     int64_t best = 0;
     for (int m = first + 1; m < last; ++m) {
@@ -172,7 +176,7 @@ static void add_items(const Batch& b, Plan& plan) {
     int splits = pack.last_split - pack.first_split;
     int64_t need = state_size(b, pack.num_rows) * splits * b.pages.kv_heads;
     // Splits go to different threads where a pack would otherwise be a large part of all the work.
-    bool apart = splits > 1 && int64_t(pack.num_rows) * splits * 4 * place.size > plan.work * b.pages.kv_heads;
+    bool apart = place.size > 1 && splits > 1 && int64_t(pack.num_rows) * splits * 4 * place.size > plan.work * b.pages.kv_heads;
     if (apart && plan.scratch + need <= kMaxScratch) {
       pack.scratch = plan.scratch;
       plan.scratch += need;
@@ -200,7 +204,7 @@ static void make_plan(const Batch& b, Plan& plan) {
   std::sort(plan.order.begin(), plan.order.end());
   // Few rows are cut finer, so that there is work for every thread.
   int64_t even = rows * b.pages.kv_heads / (2 * place.size);
-  int limit = int(std::min<int64_t>(kPack, std::max<int64_t>({even, share, 2 * kTile})));
+  int limit = int(std::min<int64_t>(kPack, std::max<int64_t>({even, share, 12})));
   for (int begin = 0, end; begin < int(plan.order.size()); begin = end) {
     for (end = begin + 1; end < int(plan.order.size()) && plan.order[end].first == plan.order[begin].first;) ++end;
     add_groups(b, plan, begin, end, limit);
@@ -223,10 +227,16 @@ struct Queries {
 };
 
 struct Block {
-  int begin, tokens;                        // of them the cache holds so many
-  const bf16 *k[kSubs], *v[kSubs];
-  const char *next_k[kSubs], *next_v[kSubs];  // what is read after it
+  int begin, tokens;                          // the cache holds so many of them
+  const bf16 *k[kSubs], *v[kSubs];            // of its sub-pages
+  const char *next_k[kSubs], *next_v[kSubs];  // what is read after it,
+  int ahead;                                  // and the bytes of a number there
   alignas(64) float k_scale[kBlock], v_scale[kBlock];
+
+  // The first tile fetches what is read next; for the others that would only be in the way.
+  void stay() {
+    for (int c = 0; c < kSubs; ++c) next_k[c] = (const char*)k[c], next_v[c] = (const char*)v[c];
+  }
 };
 
 // Bytes of the cache, widened.
@@ -236,14 +246,14 @@ struct Widened {
 
 template <int R>
 static inline void scores(const bf16 (*q)[kMaxDim], const Block& block, int subs, int dim, f32x16 (&s)[R][kSubs]) {
-  constexpr int W = kTileWords;
+  constexpr int W = tile_words(R);
   for (int first = 0; first < subs; first += W) {
     f32x16 sum[R][W] = {};
     for (int d = 0; d < dim / 2; ++d) {
       i32x16 keys[W];
       for (int c = 0; c < W; ++c) {
         keys[c] = load((const int32_t*)(block.k[first + c] + d * 2 * kSub));
-        __builtin_prefetch(block.next_k[first + c] + d * 4 * kSub, 0, 2);
+        __builtin_prefetch(block.next_k[first + c] + d * 2 * kSub * block.ahead, 0, 2);
       }
       for (int r = 0; r < R; ++r) {
         uint32_t pair;
@@ -269,7 +279,7 @@ static inline void weighted_values(const bf16 (*p)[kBlock], const Block& block, 
     i32x16 values[W];
     for (int c = 0; c < W; ++c) {
       values[c] = load((const int32_t*)(row + c * 2 * kLanes));
-      __builtin_prefetch(block.next_v[t / kSub] + 2 * at + c * 4 * kLanes, 0, 2);
+      __builtin_prefetch(block.next_v[t / kSub] + (at + c * 2 * kLanes) * block.ahead, 0, 2);
       if (t + 1 == tokens) values[c] &= 0xffff;  // the second token of the pair may never have been written
     }
     for (int r = 0; r < R; ++r) {
@@ -282,24 +292,14 @@ static inline void weighted_values(const bf16 (*p)[kBlock], const Block& block, 
     for (int c = 0; c < W; ++c) store(out + r * dim + first + c * kLanes, acc[r][c]);
 }
 
-// Rows [first, first + R) of the pack over one block.
+// Turns scores into weights p and adds those up; decay is what earlier weights and values are now worth.
 template <int R>
-static void attend_tile(const Batch& b, const Queries& queries, int first, const Block& block, const State& state) {
+static inline void weigh(const Batch& b, const int* position, const Block& block, int subs, bool partly,
+                         f32x16 (&s)[R][kSubs], float* top, float* total, bf16 (*p)[kBlock], float* decay) {
   static const int32_t lanes[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const i32x16 lane = load(lanes);
-  const int* position = queries.position + first;
-  int dim = b.pages.dim, newest = position[0], oldest = position[0];
-  for (int r = 1; r < R; ++r) newest = std::max(newest, position[r]), oldest = std::min(oldest, position[r]);
-  int tokens = std::min(block.tokens, newest + 1 - block.begin);
-  if (tokens <= 0 || block.begin + kBlock <= first_visible(b, oldest)) return;
-  constexpr int unit = kTileWords * kSub;
-  int subs = (tokens + unit - 1) / unit * kTileWords;
-  bool partly = block.begin + subs * kSub > oldest + 1 || block.begin < first_visible(b, newest);
   bool scaled = b.pages.k_scale;
-  f32x16 s[R][kSubs];
-  scores<R>(queries.q + first, block, subs, dim, s);
   float factor = b.softcap ? b.scale : b.scale * kLog2e;
-  alignas(64) float peak[kLanes], decay[kLanes];
   for (int r = 0; r < R; ++r) {
     f32x16 best = splat(kLeast);
     for (int c = 0; c < subs; ++c) {
@@ -313,44 +313,49 @@ static void attend_tile(const Batch& b, const Queries& queries, int first, const
       s[r][c] = x;
       best = max_lanes(best, x);
     }
-    peak[r] = std::max(state.top[first + r], max_lane(best));
-    decay[r] = state.top[first + r] - peak[r];
-    state.top[first + r] = peak[r];
+    float peak = std::max(top[r], max_lane(best));
+    decay[r] = top[r] - peak;
+    top[r] = peak;
   }
   for (int r = R; r < kLanes; ++r) decay[r] = 0;
   store(decay, exp2_lanes(load(decay)));
-  alignas(64) bf16 p[R][kBlock];
   for (int r = 0; r < R; ++r) {
-    float* total = state.total + (first + r) * kLanes;
-    f32x16 sum = load(total) * decay[r];
+    f32x16 sum = load(total + r * kLanes) * decay[r];
     for (int c = 0; c < subs; ++c) {
-      f32x16 e = exp2_lanes(s[r][c] - peak[r]);
+      f32x16 e = exp2_lanes(s[r][c] - top[r]);
       sum += e;
       store_bf16(&p[r][c * kSub], scaled ? e * load(block.v_scale + c * kSub) : e);
     }
-    store(total, sum);
+    store(total + r * kLanes, sum);
   }
+}
+
+// Rows [first, first + R) of the pack over one block.
+template <int R>
+static void attend_tile(const Batch& b, const Queries& queries, int first, const Block& block, const State& state) {
+  const int* position = queries.position + first;
+  int dim = b.pages.dim, newest = *std::max_element(position, position + R);
+  int oldest = *std::min_element(position, position + R), tokens = std::min(block.tokens, newest + 1 - block.begin);
+  if (tokens <= 0 || block.begin + kBlock <= first_visible(b, oldest)) return;
+  constexpr int W = tile_words(R);
+  int subs = (tokens + W * kSub - 1) / (W * kSub) * W;
+  bool partly = block.begin + subs * kSub > oldest + 1 || block.begin < first_visible(b, newest);
+  f32x16 s[R][kSubs];
+  alignas(64) bf16 p[R][kBlock];
+  alignas(64) float decay[kLanes];
+  scores<R>(queries.q + first, block, subs, dim, s);
+  weigh<R>(b, position, block, subs, partly, s, state.top + first, state.total + first * kLanes, p, decay);
   float* out = state.out + first * dim;
   int d = 0;
-  constexpr int step = kTileWords * kLanes;
-  for (; d + step <= dim; d += step) weighted_values<R, kTileWords>(p, block, tokens, dim, d, decay, out);
+  for (; d + W * kLanes <= dim; d += W * kLanes) weighted_values<R, W>(p, block, tokens, dim, d, decay, out);
   for (; d < dim; d += kLanes) weighted_values<R, 1>(p, block, tokens, dim, d, decay, out);
 }
 
-static void attend_rows(const Batch& b, const Queries& queries, int first, int count, const Block& block,
+template <int R>
+static void attend_rows(int rows, const Batch& b, const Queries& queries, int first, const Block& block,
                         const State& state) {
-  int tiles = (count + kTile - 1) / kTile;
-  for (int t = 0; t < tiles; ++t) {
-    int from = first + count * t / tiles;
-    switch (first + count * (t + 1) / tiles - from) {
-      case 1: attend_tile<1>(b, queries, from, block, state); break;
-      case 2: attend_tile<2>(b, queries, from, block, state); break;
-      case 3: attend_tile<3>(b, queries, from, block, state); break;
-      case 4: attend_tile<4>(b, queries, from, block, state); break;
-      case 5: attend_tile<5>(b, queries, from, block, state); break;
-      default: attend_tile<6>(b, queries, from, block, state); break;
-    }
-  }
+  if (rows == R) return attend_tile<R>(b, queries, first, block, state);
+  if constexpr (R > 1) attend_rows<R - 1>(rows, b, queries, first, block, state);
 }
 
 // ---- passes over the keys of a request -----------------------------------------------------------------------------
@@ -362,30 +367,17 @@ static int64_t place_of(const Batch& b, int request, int head, int token) {
   return (page * pages.kv_heads + head) * pages.page_size + token % pages.page_size;
 }
 
-// Sixteen words of four bytes -> two of bf16 pairs, the first and the last two of the four.
-static inline void widen_bytes(const uint8_t* from, bf16* low, bf16* high) {
-  i32x16 w = load((const int32_t*)from), pair[2];
-  for (int i = 0; i < 2; ++i) {
-    // A byte below the exponent of 2^23 is that much more than 2^23; the difference needs only the upper half's bits.
-    f32x16 x = as_float(((w >> (16 * i)) & 0xff) | 0x4b000000) - 8388736.0f;
-    f32x16 y = as_float(((w >> (16 * i + 8)) & 0xff) | 0x4b000000) - 8388736.0f;
-    pair[i] = ((as_int(x) >> 16) & 0xffff) | (as_int(y) & int32_t(0xffff0000));
+static void widen_bytes(const char* from, int count, bf16* to) {
+  const uint8_t* bytes = (const uint8_t*)from;
+  for (int i = 0; i < count; i += 2 * kLanes) {
+    f32x16 x = to_float(widen(bytes + i)) - 128.0f, y = to_float(widen(bytes + i + kLanes)) - 128.0f;
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x));
+#else
+    store_bf16(to + i, x);
+    store_bf16(to + i + kLanes, y);
+#endif
   }
-  std::memcpy(low, &pair[0], sizeof pair[0]);
-  std::memcpy(high, &pair[1], sizeof pair[1]);
-}
-
-static void widen_sub_page(const uint8_t* k, const uint8_t* v, int dim, const char* next_k, const char* next_v, bf16* to_k,
-                           bf16* to_v) {
-  for (int d = 0; d < dim / 4; ++d, k += 4 * kLanes, next_k += 4 * kLanes, to_k += 4 * kLanes) {
-    __builtin_prefetch(next_k, 0, 2);
-    widen_bytes(k, to_k, to_k + 2 * kLanes);
-  }
-  for (int t = 0; t < kSub / 4; ++t, to_v += 2 * dim)
-    for (int d = 0; d < dim / kLanes; ++d, v += 4 * kLanes, next_v += 4 * kLanes, to_v += 2 * kLanes) {
-      __builtin_prefetch(next_v, 0, 2);
-      widen_bytes(v, to_v, to_v + 2 * dim);
-    }
 }
 
 // Where a block's sub-pages are; those behind its last token stand for nothing and are the first one again.
@@ -397,33 +389,34 @@ static void find_places(const Batch& b, int request, int head, int begin, int64_
 static void fill_block(const Batch& b, const int64_t (&at)[kSubs], const int64_t (&next)[kSubs], Block& block) {
   const Pages& pages = b.pages;
   bool bytes = pages.k_scale;
-  int64_t width = pages.dim * (bytes ? 1 : 2);
+  int64_t size = pages.dim * (bytes ? 1 : 2);
   const char *k = (const char*)pages.k, *v = (const char*)pages.v;
-  static thread_local Widened wide;
+  block.ahead = bytes ? 1 : 2;
   for (int c = 0; c < kSubs; ++c) {
-    block.next_k[c] = k + next[c] * width, block.next_v[c] = v + next[c] * width;
-    block.k[c] = (const bf16*)(k + at[c] * width), block.v[c] = (const bf16*)(v + at[c] * width);
-    if (!bytes) continue;
-    bf16 *to_k = wide.k + c * kSub * pages.dim, *to_v = wide.v + c * kSub * pages.dim;
-    int held = std::min(block.tokens - c * kSub, kSub);
-    if (held > 0)
-      widen_sub_page((const uint8_t*)block.k[c], (const uint8_t*)block.v[c], pages.dim, block.next_k[c], block.next_v[c],
-                     to_k, to_v);
-    for (int t = 0; t < kSub; ++t) {  // scales of tokens that were never written may be anything
-      block.k_scale[c * kSub + t] = t < held ? pages.k_scale[at[c] + t] : 0;
-      block.v_scale[c * kSub + t] = t < held ? pages.v_scale[at[c] + t] : 0;
-    }
-    // The blocks that follow are fetched while bytes are widened, and what is read from here on is in the cache.
-    block.k[c] = to_k, block.v[c] = to_v;
-    block.next_k[c] = (const char*)to_k, block.next_v[c] = (const char*)to_v;
+    block.next_k[c] = k + next[c] * size, block.next_v[c] = v + next[c] * size;
+    block.k[c] = (const bf16*)(k + at[c] * size), block.v[c] = (const bf16*)(v + at[c] * size);
   }
+  if (!bytes) return;
+  static thread_local Widened wide;
+  for (int c = 0; c < kSubs && c * kSub < block.tokens; ++c) {
+    bf16 *to_k = wide.k + c * kSub * pages.dim, *to_v = wide.v + c * kSub * pages.dim;
+    widen_bytes(k + at[c] * size, kSub * pages.dim, to_k);
+    widen_bytes(v + at[c] * size, kSub * pages.dim, to_v);
+    block.k[c] = to_k, block.v[c] = to_v;
+    for (int t = 0; t < kSub; t += kLanes) {
+      store(block.k_scale + c * kSub + t, load(pages.k_scale + at[c] + t));
+      store(block.v_scale + c * kSub + t, load(pages.v_scale + at[c] + t));
+    }
+  }
+  for (int t = block.tokens; t < kBlock; ++t) block.k_scale[t] = block.v_scale[t] = 0;  // never written
 }
 
 // Rows [first, first + count) of the pack over the blocks [begin, end) of a request.
-static void attend_blocks(const Batch& b, const Queries& queries, int first, int count, int request, int head, int begin,
-                          int end, const State& state) {
+static void attend_blocks(const Batch& b, const Queries& queries, int first, int count, int request, int head,
+                          int begin, int end, const State& state) {
   if (begin >= end) return;
   Block block;
+  int tiles = (count + kTile - 1) / kTile;
   int64_t at[kSubs], next[kSubs];
   find_places(b, request, head, begin, next);
   for (; begin < end; begin += kBlock) {
@@ -432,12 +425,16 @@ static void attend_blocks(const Batch& b, const Queries& queries, int first, int
     block.begin = begin;
     block.tokens = std::min(b.seq_lens[request] - begin, kBlock);
     fill_block(b, at, next, block);
-    attend_rows(b, queries, first, count, block, state);
+    for (int t = 0; t < tiles; ++t) {
+      int from = first + count * t / tiles, to = first + count * (t + 1) / tiles;
+      attend_rows<kTile>(to - from, b, queries, from, block, state);
+      block.stay();
+    }
   }
 }
 
-static void attend_split(const Batch& b, const Plan& plan, const Pack& pack, int head, int split, const Queries& queries,
-                         const State& state) {
+static void attend_split(const Batch& b, const Plan& plan, const Pack& pack, int head, int split,
+                         const Queries& queries, const State& state) {
   std::fill(state.top, state.top + pack.num_rows, kLeast);
   std::fill(state.total, state.total + pack.num_rows * (kLanes + b.pages.dim), 0.0f);
   int begin = split * kSplit, end = begin + kSplit, common = std::min(end, pack.shared);
@@ -551,7 +548,7 @@ void sgl_attention(const bf16* q, int64_t ldq, void* k, void* v, float* k_scale,
                    const int32_t* seq_lens, const int32_t* page_table, int64_t max_pages, int rows, int heads,
                    int kv_heads, int dim, int page_size, float scale, float softcap, const float* sinks, int window,
                    bf16* out) {
-  attend({q, ldq, {k, v, k_scale, v_scale, kv_heads, dim, page_size}, cu_q, seq_lens, page_table, max_pages, rows, heads,
-          scale, softcap, sinks, window, out});
+  Pages pages{k, v, k_scale, v_scale, kv_heads, dim, page_size};
+  attend({q, ldq, pages, cu_q, seq_lens, page_table, max_pages, rows, heads, scale, softcap, sinks, window, out});
 }
 }

@@ -148,7 +148,7 @@ static inline void store_bf16(bf16* p, f32x16 x) {
 // acc[lane] += x.lo * w[lane].lo + x.hi * w[lane].hi, for sixteen lanes of bf16 pairs and one broadcast pair.
 static inline f32x16 dot_bf16(f32x16 acc, i32x16 w, uint32_t x) {
 #if defined(__AVX512BF16__)
-  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)w);
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32((int)x));
 #else
   f32x16 low = as_float(w << 16), high = as_float(w & int32_t(0xffff0000));
   uint32_t x_low = x << 16, x_high = x & 0xffff0000u;

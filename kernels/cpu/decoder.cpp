@@ -68,14 +68,14 @@ void sgl_decoder(const LayerWeights* layers, int64_t count, const Shape* shape, 
   }, 4);
   for (int64_t n = 0; n < count; ++n) {
     const LayerWeights& w = layers[n];
-    Activations x = normed_activations(w.qkv, hidden, tokens, w.attention_norm, s.eps, normed, quantised);
+    Activations x = activations(w.qkv, hidden, tokens, quantised, w.attention_norm, s.eps, normed);
     linear(w.qkv, x, tokens, qkv, Epilogue::none);
     Pages pages{w.k_cache, w.v_cache, w.k_scale, w.v_scale, int(s.kv_heads), int(s.dim), int(s.page_size)};
     rope_and_store(qkv, tokens, {int(s.heads), w.q_norm, w.k_norm, s.eps}, {cos, sin}, step->loc, pages);
     attend({qkv, width, pages, step->cu_q, step->seq_lens, step->page_table, step->max_pages, int(step->rows),
             int(s.heads), s.scale, s.softcap, w.sinks, int(w.window), attended});
     linear(w.out, activations(w.out, attended, tokens, quantised), tokens, hidden, Epilogue::residual);
-    x = normed_activations(w.gate_up, hidden, tokens, w.mlp_norm, s.eps, normed, quantised);
+    x = activations(w.gate_up, hidden, tokens, quantised, w.mlp_norm, s.eps, normed);
     linear(w.gate_up, x, tokens, active, Epilogue::silu_mul);
     linear(w.down, activations(w.down, active, tokens, quantised), tokens, hidden, Epilogue::residual);
   }

@@ -57,6 +57,7 @@ class FusedLayer:
     gate_up: NativeLinear
     down: NativeLinear
     window: int | None
+    sinks: Tensor | None  # float32 [H]
 
 
 class FusedDecoder:
@@ -67,6 +68,7 @@ class FusedDecoder:
         frequencies: float32 ``[D/2]``, the rotation per position of each pair of dimensions.
         rope_scale: factor on its cosines and sines.
         scale: factor on the attention scores.
+        softcap: their bound, None for none.
         eps: of all norms.
     """
 
@@ -80,6 +82,7 @@ class FusedDecoder:
         frequencies: Tensor,
         rope_scale: float,
         scale: float,
+        softcap: float | None,
         eps: float,
     ) -> None:
         first = layers[0]
@@ -94,12 +97,25 @@ class FusedDecoder:
             inner=first.down.in_features,
             eps=eps,
             scale=scale,
+            softcap=softcap or 0.0,
             rope_scale=rope_scale,
             frequencies=frequencies.data_ptr(),
         )
         products = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         self._quantised_bytes = max(linear.scratch_bytes for linear in products)
         self._width = first.out.out_features + first.qkv.out_features + num_heads * head_dim + first.down.in_features
+
+    def attach(self, caches: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]) -> None:
+        """Says where keys and values are kept from now on.
+
+        Args:
+            caches: k and v of every layer, ``[num_pages, Hkv, page_size, D]`` in the layout of attention.cpp, and their
+                scales, float32 ``[num_pages, Hkv, page_size]``, if they are int8.
+        """
+        for layer, (k, v, k_scale, v_scale) in zip(self._layers, caches, strict=True):
+            layer.k_cache, layer.v_cache = k.data_ptr(), v.data_ptr()
+            layer.k_scale, layer.v_scale = _address(k_scale), _address(v_scale)
+        self._shape.page_size = caches[0][0].shape[2]
 
     def run(
         self,
@@ -109,19 +125,14 @@ class FusedDecoder:
         seq_lens: Tensor,
         out_loc: Tensor,
         page_table: Tensor,
-        caches: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Replaces hidden ``[T, hidden]`` by the output of the last layer and stores the step's keys and values.
 
         Args:
             positions, out_loc: int64 ``[T]``.
             cu_q: int32 ``[B + 1]``; seq_lens: int32 ``[B]``; page_table: int32 ``[B, max_pages]``.
-            caches: k and v of every layer, ``[num_pages, Hkv, page_size, D]`` in the layout of attention.cpp.
         """
         tokens = hidden.shape[0]
-        for layer, (k, v) in zip(self._layers, caches, strict=True):
-            layer.k_cache, layer.v_cache = k.data_ptr(), v.data_ptr()
-        self._shape.page_size = caches[0][0].shape[2]
         step = _Step(
             tokens=tokens,
             rows=seq_lens.shape[0],
@@ -148,11 +159,16 @@ class FusedDecoder:
         return hidden
 
 
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 def _weights(layer: FusedLayer) -> _LayerWeights:
     linears = {name: getattr(layer, name) for name in _LINEARS}
     norms = {name: getattr(layer, name) for name in _NORMS}
     return _LayerWeights(
         window=layer.window or 0,
-        **{name: None if norm is None else norm.data_ptr() for name, norm in norms.items()},
+        sinks=_address(layer.sinks),
+        **{name: _address(norm) for name, norm in norms.items()},
         **{name: linear.struct for name, linear in linears.items()},
     )

@@ -1,5 +1,4 @@
 // Norms, rotary embedding and the store into the paged cache.
-#include <algorithm>
 #include <cmath>
 
 #include "kernels.h"
@@ -28,6 +27,39 @@ void norm_row(const bf16* x, int64_t width, const bf16* weight, float eps, bf16*
   for (; i < width; ++i) out[i] = to_bf16(to_float(to_bf16(to_float(x[i]) * inverse)) * to_float(weight[i]));
 }
 
+// The first of the largest of x; the largest is NaN if one of them is.
+struct Peak {
+  float value;
+  int64_t place;
+};
+
+static Peak peak_of(const float* x, int64_t width) {
+  if (width < kLanes) {
+    Peak best{x[0], 0};
+    for (int64_t i = 1; i < width; ++i)
+      if (x[i] > best.value || x[i] != x[i]) best = {x[i], i};
+    return best;
+  }
+  f32x16 top = load(x);
+  i32x16 ordered = top >= top, step{};  // NaN is not; in which step a lane found its largest
+  auto look = [&](int64_t i) {
+    f32x16 v = load(x + i);
+    i32x16 larger = v > top;
+    top = select(larger, v, top);
+    step = (step & ~larger) | (larger & int32_t(i));
+    ordered &= v >= v;
+  };
+  for (int64_t i = kLanes; i + kLanes <= width; i += kLanes) look(i);
+  if (width % kLanes) look(width - kLanes);
+  Peak best{top[0], step[0]};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    int64_t found = step[lane] + lane;
+    if (!ordered[lane]) return {0.0f / 0.0f, found};
+    if (top[lane] > best.value || (top[lane] == best.value && found < best.place)) best = {top[lane], found};
+  }
+  return best;
+}
+
 static void rotate(bf16* head, const float* cos, const float* sin, int half) {
   int i = 0;
   for (; i + kLanes <= half; i += kLanes) {
@@ -43,27 +75,35 @@ static void rotate(bf16* head, const float* cos, const float* sin, int half) {
   }
 }
 
-// One head of one token as bytes, value + 128, in steps of `step` bytes for every four; returns their scale.
-template <typename Put>
-static float quantize_head(const bf16* x, int dim, const Put& put) {
-  float peak = 0;
-  for (int d = 0; d < dim; ++d) peak = std::max(peak, std::fabs(to_float(x[d])));
-  float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-  for (int d = 0; d < dim; ++d) put(d, uint8_t(int(std::nearbyint(to_float(x[d]) * inverse)) + 128));
-  return peak / 127.0f;
+// x [dim] as bytes, number + 128, `stride` bytes apart in pairs of `pair`; returns their scale, NaN if x is not finite.
+static float quantise_head(const bf16* x, int dim, uint8_t* to, int pair, int stride) {
+  f32x16 top{}, taint{};
+  for (int d = 0; d < dim; d += kLanes) {
+    f32x16 v = load_bf16(x + d);
+    top = max_lanes(top, max_lanes(v, -v));
+    taint += v * 0.0f;
+  }
+  float peak = max_lane(top), clean = sum_lanes(taint);
+  if (clean != 0.0f) peak = 0.0f;
+  float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+  for (int d = 0; d < dim; d += kLanes) {
+    // Below 2^22 the sum's low bits are the nearest integer.
+    i32x16 q = as_int(load_bf16(x + d) * inverse + 12582912.0f) - (0x4b400000 - 128);
+    for (int i = 0; i < kLanes; ++i) to[(d + i) / pair * stride + (d + i) % pair] = uint8_t(q[i]);
+  }
+  return peak / 127.0f + clean;
 }
 
 static void store_token(const bf16* k, const bf16* v, int64_t loc, const Pages& pages) {
   int dim = pages.dim, lane = int(loc % pages.page_size % kSub);
   for (int h = 0; h < pages.kv_heads; ++h, k += dim, v += dim) {
     int64_t token = (loc / pages.page_size * pages.kv_heads + h) * pages.page_size + loc % pages.page_size;
-    int64_t base = (token - lane) * dim;
+    int64_t base = (token - lane) * dim, at_k = base + lane * 2, at_v = base + lane / 2 * 2 * dim + lane % 2;
     if (pages.k_scale) {
-      uint8_t *to_k = (uint8_t*)pages.k + base + lane * 4, *to_v = (uint8_t*)pages.v + base + lane / 4 * 4 * dim + lane % 4;
-      pages.k_scale[token] = quantize_head(k, dim, [=](int d, uint8_t x) { to_k[d / 4 * 4 * kSub + d % 4] = x; });
-      pages.v_scale[token] = quantize_head(v, dim, [=](int d, uint8_t x) { to_v[4 * d] = x; });
+      pages.k_scale[token] = quantise_head(k, dim, (uint8_t*)pages.k + at_k, 2, 2 * kSub);
+      pages.v_scale[token] = quantise_head(v, dim, (uint8_t*)pages.v + at_v, 1, 2);
     } else {
-      bf16 *to_k = (bf16*)pages.k + base + lane * 2, *to_v = (bf16*)pages.v + base + lane / 2 * 2 * dim + lane % 2;
+      bf16 *to_k = (bf16*)pages.k + at_k, *to_v = (bf16*)pages.v + at_v;
       for (int d = 0; d < dim; d += 2) std::memcpy(to_k + d * kSub, k + d, 4);
       for (int d = 0; d < dim; ++d) to_v[2 * d] = v[d];
     }
@@ -96,6 +136,26 @@ void rope_and_store(bf16* qkv, int64_t tokens, const Heads& heads, const Rope& r
 using namespace sgl;
 
 extern "C" {
+
+void sgl_rms_norm(const bf16* x, int64_t rows, int64_t width, const bf16* weight, float eps, bf16* out) {
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) norm_row(x + r * width, width, weight, eps, out + r * width);
+  };
+  if (rows * width < 16384) body(0, rows);
+  else parallel(rows, body);
+}
+
+void sgl_argmax(const float* x, int64_t rows, int64_t width, int64_t* places, float* peaks) {
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      Peak best = peak_of(x + r * width, width);
+      places[r] = best.place;
+      peaks[r] = best.value;
+    }
+  };
+  if (rows * width < 262144) body(0, rows);
+  else parallel(rows, body);
+}
 
 // k, v [T, Hkv, D] with token strides ldk, ldv; loc [T] = page * page_size + offset.
 void sgl_kv_store(const bf16* k, int64_t ldk, const bf16* v, int64_t ldv, const int64_t* loc, int64_t tokens,

@@ -57,10 +57,10 @@ struct Activations {
 // Bytes of scratch that `activations` uses for a row.
 int64_t activation_bytes(const Weight& w);
 
-// x [rows, inner], quantised into scratch where the weight is. With a norm, its rows are normalised into `normed` first.
-Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch);
-Activations normed_activations(const Weight& w, const bf16* x, int64_t rows, const bf16* norm, float eps, bf16* normed,
-                               void* scratch);
+// x [rows, inner], normalised into `normed` if there is a norm, then quantised into scratch if the weight is. What it
+// returns may be the calling thread's own, and holds until that thread's next call.
+Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch, const bf16* norm = nullptr,
+                        float eps = 0, bf16* normed = nullptr);
 
 // linear.cpp
 enum class Epilogue { none, residual, silu_mul };

@@ -8,22 +8,23 @@
 // Integer products take activations as signed bytes, quantised row by row (quantize.cpp), and correct the weights' zero
 // point by the sum of the row. Every output element is one chain of sums in the order of k, whatever the number of rows,
 // so the answer of a row does not depend on what it was batched with.
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace sgl {
 
 constexpr int kPanel = 64;
 constexpr int kWords = kPanel / kLanes;
-constexpr int kRows = 6;
 #if defined(__AVX512F__)
-constexpr int kTileWords = kWords;  // 24 accumulators, 4 weights and a broadcast fill 32 registers
+constexpr int kMostWords = kWords;  // that a tile is computed with at a time: 6 rows make 24 accumulators of 32 registers
 #else
-constexpr int kTileWords = 1;       // 12 half words, 2 and a broadcast fill 16
+constexpr int kMostWords = 1;
 #endif
 constexpr int kAhead = 8192;        // bytes that the next weights are asked for in advance
 
-template <int R>
-using Sums = f32x16[R][kWords];
+template <int R, int W>
+using Sums = f32x16[R][W];
 
 static inline uint32_t word(const void* p) {
   uint32_t out;
@@ -31,24 +32,51 @@ static inline uint32_t word(const void* p) {
   return out;
 }
 
-static inline i32x16 stream(const uint8_t* line) {
-  __builtin_prefetch(line + kAhead);
-  return load((const int32_t*)line);
-}
+static inline i32x16 line(const uint8_t* p) { return load((const int32_t*)p); }
 
-// A format says how large a panel is and computes R rows of one.
+// Weights that are asked for while others are computed with. One pass over a panel asks for what is a little ahead. When
+// several tiles of rows pass over it, only the first would wait for memory, so each asks for its part of the next panel.
+struct Ahead {
+  const uint8_t* at;
+  int shift;  // by how much a step of four lines asks for less: 0 all, 1 half, 2 a quarter
+
+  Ahead(const uint8_t* panel, int64_t panel_bytes, int words, int64_t tile, int64_t tiles) {
+    shift = words < kWords || tiles == 1 ? 0 : tiles < 4 ? 1 : 2;
+    at = shift ? panel + panel_bytes + tile * (panel_bytes >> shift) : panel + kAhead;
+  }
+
+  // The step whose lines begin at an offset in the panel.
+  template <int N>
+  void ask(int64_t offset) const {
+    const uint8_t* p = at + (offset >> shift);
+    if (shift == 0) {
+      for (int c = 0; c < N; ++c) __builtin_prefetch(p + c * 64);
+    } else {
+      __builtin_prefetch(p, 0, 2);
+      if (shift == 1) __builtin_prefetch(p + 64, 0, 2);
+    }
+  }
+};
+
+// A format says how large a panel is, how many rows to compute at a time, and computes R rows of N words of one panel,
+// from word `begin` on.
 struct Bf16 {
+  static constexpr int kRows = 6;
+
   static int64_t panel_bytes(const Weight& w) { return w.inner * kPanel * 2; }
 
-  template <int R>
-  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, Sums<R>& out) {
-    constexpr int W = kTileWords;
+  template <int R, int N>
+  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
+                          const Ahead& ahead, Sums<R, N>& out) {
+    constexpr int W = N < kMostWords ? N : kMostWords;
     const uint8_t* in = (const uint8_t*)x.data + row * x.stride;
-    for (int first = 0; first < kWords; first += W) {
+    for (int first = 0; first < N; first += W) {
       f32x16 sum[R][W] = {};
       for (int64_t k = 0; k < w.inner / 2; ++k) {
+        int64_t offset = (k * kWords + begin + first) * 64;
         i32x16 column[W];
-        for (int c = 0; c < W; ++c) column[c] = stream(panel + (k * kWords + first + c) * 64);
+        for (int c = 0; c < W; ++c) column[c] = line(panel + offset + c * 64);
+        ahead.ask<W>(offset);
         for (int r = 0; r < R; ++r)
           for (int c = 0; c < W; ++c) sum[r][c] = dot_bf16(sum[r][c], column[c], word(in + r * x.stride + 4 * k));
       }
@@ -59,59 +87,69 @@ struct Bf16 {
 };
 
 struct Int8 {
+  static constexpr int kRows = 6;
+
   static int64_t quads(const Weight& w) { return (w.inner + 3) / 4; }
   static int64_t panel_bytes(const Weight& w) { return (quads(w) * 4 + 4) * kPanel; }
 
-  template <int R>
-  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, Sums<R>& out) {
-    constexpr int W = kTileWords;
+  template <int R, int N>
+  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
+                          const Ahead& ahead, Sums<R, N>& out) {
+    constexpr int W = N < kMostWords ? N : kMostWords;
     const uint8_t* in = (const uint8_t*)x.data + row * x.stride;
     const float* scales = (const float*)(panel + quads(w) * 4 * kPanel);
-    for (int first = 0; first < kWords; first += W) {
+    for (int first = 0; first < N; first += W) {
       i32x16 sum[R][W];
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < W; ++c) sum[r][c] = i32x16{} - 128 * x.sums[row + r];
       for (int64_t k = 0; k < quads(w); ++k) {
+        int64_t offset = (k * kWords + begin + first) * 64;
         i32x16 column[W];
-        for (int c = 0; c < W; ++c) column[c] = stream(panel + (k * kWords + first + c) * 64);
+        for (int c = 0; c < W; ++c) column[c] = line(panel + offset + c * 64);
+        ahead.ask<W>(offset);
         for (int r = 0; r < R; ++r)
           for (int c = 0; c < W; ++c) sum[r][c] = dot_bytes(sum[r][c], column[c], word(in + r * x.stride + 4 * k));
       }
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < W; ++c)
-          out[r][first + c] = to_float(sum[r][c]) * (load(scales + (first + c) * kLanes) * x.scales[row + r]);
+          out[r][first + c] = to_float(sum[r][c]) * (load(scales + (begin + first + c) * kLanes) * x.scales[row + r]);
     }
   }
 };
 
 struct Int4 {
+  static constexpr int kRows = 8;  // more than elsewhere: they share the unpacking
+
   static int64_t groups(const Weight& w) { return (w.inner + w.group - 1) / w.group; }
   static int64_t group_bytes(const Weight& w) { return kPanel * (w.group / 2 + 2 + (w.has_zeros ? 1 : 0)); }
   static int64_t panel_bytes(const Weight& w) { return groups(w) * group_bytes(w); }
 
-  template <int R>
-  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, Sums<R>& out) {
-    constexpr int W = kTileWords;
+  template <int R, int N>
+  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
+                          const Ahead& ahead, Sums<R, N>& out) {
+    constexpr int kMost = R <= 4 || kMostWords == 1 ? kMostWords : 2, W = N < kMost ? N : kMost;
     int64_t count = groups(w);
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < kWords; ++c) out[r][c] = f32x16{};
+      for (int c = 0; c < N; ++c) out[r][c] = f32x16{};
     for (int64_t g = 0; g < count; ++g) {
       const uint8_t *block = panel + g * group_bytes(w), *in = (const uint8_t*)x.data + row * x.stride + g * w.group;
       const bf16* scales = (const bf16*)(block + kPanel * w.group / 2);
       const uint8_t* zeros = (const uint8_t*)(scales + kPanel);
-      for (int first = 0; first < kWords; first += W) {
+      for (int first = 0; first < N; first += W) {
         i32x16 sum[R][W];
         for (int c = 0; c < W; ++c) {
-          i32x16 zero = w.has_zeros ? widen(zeros + (first + c) * kLanes) : i32x16{} + 8;
+          i32x16 zero = w.has_zeros ? widen(zeros + (begin + first + c) * kLanes) : i32x16{} + 8;
           for (int r = 0; r < R; ++r) sum[r][c] = i32x16{} - zero * x.sums[(row + r) * count + g];
         }
         for (int64_t k = 0; k < w.group / 8; ++k) {
+          const uint8_t* lines = block + (k * kWords + begin + first) * 64;
           i32x16 low[W], high[W];
           for (int c = 0; c < W; ++c) {
-            i32x16 line = stream(block + (k * kWords + first + c) * 64);
-            low[c] = line & 0x0f0f0f0f;
-            high[c] = (line >> 4) & 0x0f0f0f0f;
+            i32x16 both = line(lines + c * 64);
+            low[c] = both & 0x0f0f0f0f;
+            high[c] = (both >> 4) & 0x0f0f0f0f;
           }
+          ahead.ask<W>(lines - panel);
           for (int r = 0; r < R; ++r) {
             const uint8_t* bytes = in + r * x.stride + 8 * k;
             for (int c = 0; c < W; ++c)
@@ -120,7 +158,7 @@ struct Int4 {
         }
         for (int r = 0; r < R; ++r)
           for (int c = 0; c < W; ++c) {
-            f32x16 scale = load_bf16(scales + (first + c) * kLanes) * x.scales[(row + r) * count + g];
+            f32x16 scale = load_bf16(scales + (begin + first + c) * kLanes) * x.scales[(row + r) * count + g];
             out[r][first + c] += to_float(sum[r][c]) * scale;
           }
       }
@@ -128,16 +166,33 @@ struct Int4 {
   }
 };
 
-template <typename Out>
-static inline void put(Out* place, f32x16 value, int count) {
-  if constexpr (sizeof(Out) == 2) {
-    if (count >= kLanes) return store_bf16((bf16*)place, value);
-    for (int i = 0; i < count; ++i) place[i] = to_bf16(value[i]);
-  } else {
-    if (count >= kLanes) store(place, value);
-    else for (int i = 0; i < count; ++i) place[i] = value[i];
+// Where results go: bf16, or float without an epilogue.
+struct Output {
+  void* data;
+  int64_t stride;  // elements from row to row
+  bool is_float;
+  Epilogue epilogue;
+
+  void put(int64_t place, f32x16 value, int count) const {
+    if (is_float) {
+      float* to = (float*)data + place;
+      if (count >= kLanes) store(to, value);
+      else for (int i = 0; i < count; ++i) to[i] = value[i];
+    } else {
+      bf16* to = (bf16*)data + place;
+      if (count >= kLanes) store_bf16(to, value);
+      else for (int i = 0; i < count; ++i) to[i] = to_bf16(value[i]);
+    }
   }
-}
+
+  f32x16 get(int64_t place, int count) const {
+    const bf16* from = (const bf16*)data + place;
+    if (count >= kLanes) return load_bf16(from);
+    f32x16 out{};
+    for (int i = 0; i < count; ++i) out[i] = to_float(from[i]);
+    return out;
+  }
+};
 
 static inline f32x16 round_bf16(f32x16 x) {
   bf16 raw[kLanes];
@@ -151,86 +206,94 @@ static inline f32x16 silu(f32x16 x) {
   return x * select(negative, e, splat(1.0f)) / (1.0f + e);
 }
 
-// One register tile: R rows of one panel. `columns` of the panel exist.
-template <typename F, int R, typename Out>
-static void rows_kernel(const Weight& w, int64_t p, const Activations& x, int64_t first, Out* out, int64_t ldo,
-                        int columns, Epilogue epilogue) {
-  Sums<R> acc;
-  F::template tile<R>(w, w.data + p * F::panel_bytes(w), x, first, acc);
-  const float* bias = w.bias ? w.bias + p * kPanel : nullptr;
+// One register tile: R rows of N words of the weight, the first of them at `column`.
+template <typename F, int R, int N>
+static void rows_kernel(const Weight& w, int64_t column, const Activations& x, int64_t first, int64_t t, int64_t tiles,
+                        const Output& out) {
+  Sums<R, N> acc;
+  int begin = int(column % kPanel / kLanes);
+  int columns = int(w.columns - column < N * kLanes ? w.columns - column : N * kLanes);
+  const uint8_t* panel = w.data + column / kPanel * F::panel_bytes(w);
+  F::template tile<R, N>(w, panel, x, first, begin, {panel, F::panel_bytes(w), N, t, tiles}, acc);
   for (int r = 0; r < R; ++r) {
-    if (bias)
-      for (int c = 0; c < kWords; ++c) acc[r][c] += load(bias + c * kLanes);
-    Out* row = out + r * ldo;
-    if (epilogue == Epilogue::silu_mul) {
-      for (int c = 0; c < kWords / 2; ++c) {
-        f32x16 gate = round_bf16(silu(round_bf16(acc[r][c])));
-        put(row + c * kLanes, gate * round_bf16(acc[r][c + kWords / 2]), columns / 2 - c * kLanes);
-      }
-      continue;
-    }
-    for (int c = 0; c < kWords && c * kLanes < columns; ++c) {
-      Out* place = row + c * kLanes;
-      int count = columns - c * kLanes;
-      if constexpr (sizeof(Out) == 2) {
-        if (epilogue == Epilogue::residual) {
-          f32x16 before{};
-          if (count >= kLanes) before = load_bf16((const bf16*)place);
-          else for (int i = 0; i < count; ++i) before[i] = to_float(place[i]);
-          acc[r][c] = round_bf16(acc[r][c]) + before;
+    if (w.bias)
+      for (int c = 0; c < N; ++c) acc[r][c] += load(w.bias + column + c * kLanes);
+    int64_t row = (first + r) * out.stride;
+    if constexpr (N == kWords) {
+      if (out.epilogue == Epilogue::silu_mul) {
+        for (int c = 0; c < kWords / 2; ++c) {
+          f32x16 gate = round_bf16(silu(round_bf16(acc[r][c])));
+          out.put(row + column / 2 + c * kLanes, gate * round_bf16(acc[r][c + kWords / 2]), columns / 2 - c * kLanes);
         }
+        continue;
       }
-      put(place, acc[r][c], count);
+    }
+    for (int c = 0; c < N && c * kLanes < columns; ++c) {
+      int64_t place = row + column + c * kLanes;
+      int count = columns - c * kLanes;
+      if (out.epilogue == Epilogue::residual) acc[r][c] = round_bf16(acc[r][c]) + out.get(place, count);
+      out.put(place, acc[r][c], count);
     }
   }
 }
 
-template <typename F, typename Out>
-static void panel_rows(int rows, const Weight& w, int64_t p, const Activations& x, int64_t first, Out* out, int64_t ldo,
-                       int columns, Epilogue epilogue) {
-  switch (rows) {
-    case 1: return rows_kernel<F, 1>(w, p, x, first, out, ldo, columns, epilogue);
-    case 2: return rows_kernel<F, 2>(w, p, x, first, out, ldo, columns, epilogue);
-    case 3: return rows_kernel<F, 3>(w, p, x, first, out, ldo, columns, epilogue);
-    case 4: return rows_kernel<F, 4>(w, p, x, first, out, ldo, columns, epilogue);
-    case 5: return rows_kernel<F, 5>(w, p, x, first, out, ldo, columns, epilogue);
-    default: return rows_kernel<F, 6>(w, p, x, first, out, ldo, columns, epilogue);
+// f(a constant) for the number of rows at hand.
+template <int R, typename G>
+static inline void each_row_count(int rows, const G& f) {
+  if constexpr (R > 0) {
+    if (rows == R) return f(std::integral_constant<int, R>{});
+    each_row_count<R - 1>(rows, f);
   }
+}
+
+// Rows at a time of the words of a panel that two threads share.
+constexpr int kEdgeRows = 4;
+
+// Tile t of the rows [first, end).
+template <typename F, int N>
+static void some_rows(const Weight& w, int64_t column, const Activations& x, int64_t first, int64_t end, int64_t t,
+                      int64_t tiles, const Output& out) {
+  int64_t from = first + (end - first) * t / tiles, to = first + (end - first) * (t + 1) / tiles;
+  each_row_count<N == kWords ? F::kRows : kEdgeRows>(int(to - from), [&](auto count) {
+    rows_kernel<F, decltype(count)::value, N>(w, column, x, from, t, tiles, out);
+  });
 }
 
 // Rows go through in blocks whose inputs stay in the second-level cache while all panels pass over them.
 constexpr int64_t kBlockBytes = 512 << 10;
 
-template <typename F, typename Out>
-static void run(const Weight& w, const Activations& x, int64_t rows, Out* out, Epilogue epilogue) {
-  int64_t panels = (w.columns + kPanel - 1) / kPanel, block = kBlockBytes / x.stride / kRows * kRows;
-  if (block < 16 * kRows) block = 16 * kRows;
-  int64_t shrink = epilogue == Epilogue::silu_mul ? 2 : 1, ldo = w.columns / shrink;
+template <typename F>
+static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+  int64_t block = kBlockBytes / x.stride / F::kRows * F::kRows;
+  if (block < 96) block = 96;
+  // Threads share the work by words, since a narrow weight has few panels; a gate and its up must stay together.
+  int64_t unit = out.epilogue == Epilogue::silu_mul ? kPanel : kLanes, per_panel = kPanel / unit;
   for (int64_t first = 0; first < rows; first += block) {
-    int64_t count = rows - first < block ? rows - first : block, tiles = (count + kRows - 1) / kRows;
-    parallel(panels, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        int width = int(w.columns - p * kPanel < kPanel ? w.columns - p * kPanel : kPanel);
-        for (int64_t t = 0; t < tiles; ++t) {
-          int64_t from = first + count * t / tiles, to = first + count * (t + 1) / tiles;
-          panel_rows<F>(int(to - from), w, p, x, from, out + from * ldo + p * kPanel / shrink, ldo, width, epilogue);
-        }
+    int64_t last = rows - first < block ? rows : first + block, count = last - first;
+    int64_t tiles = (count + F::kRows - 1) / F::kRows, edge_tiles = (count + kEdgeRows - 1) / kEdgeRows;
+    parallel((w.columns + unit - 1) / unit, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin, next; i < end; i = next) {
+        bool whole = i % per_panel == 0 && i + per_panel <= end;
+        next = i + (whole ? per_panel : 1);
+        if (whole)
+          for (int64_t t = 0; t < tiles; ++t) some_rows<F, kWords>(w, i * unit, x, first, last, t, tiles, out);
+        else
+          for (int64_t t = 0; t < edge_tiles; ++t) some_rows<F, 1>(w, i * unit, x, first, last, t, edge_tiles, out);
       }
     });
   }
 }
 
-template <typename Out>
-static void run_format(const Weight& w, const Activations& x, int64_t rows, Out* out, Epilogue epilogue) {
+static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
   switch (w.format) {
-    case Format::bf16: return run<Bf16>(w, x, rows, out, epilogue);
-    case Format::int8: return run<Int8>(w, x, rows, out, epilogue);
-    case Format::int4: return run<Int4>(w, x, rows, out, epilogue);
+    case Format::bf16: return run<Bf16>(w, x, rows, out);
+    case Format::int8: return run<Int8>(w, x, rows, out);
+    case Format::int4: return run<Int4>(w, x, rows, out);
   }
 }
 
 void linear(const Weight& w, const Activations& x, int64_t rows, bf16* out, Epilogue epilogue) {
-  run_format(w, x, rows, out, epilogue);
+  run(w, x, rows, {out, epilogue == Epilogue::silu_mul ? w.columns / 2 : w.columns, false, epilogue});
 }
 
 }  // namespace sgl
@@ -257,11 +320,11 @@ void sgl_pack_bf16(const bf16* weight, int64_t columns, int64_t inner, bf16* pac
 // scratch holds rows * sgl_activation_bytes; epilogue: 0 none, 1 add to what `out` holds, 2 silu(gate) * up.
 void sgl_linear(const Weight* w, const bf16* x, int64_t rows, void* scratch, bf16* out, int epilogue) {
   if (!place.team) return together([&] { sgl_linear(w, x, rows, scratch, out, epilogue); });
-  run_format(*w, activations(*w, x, rows, scratch), rows, out, Epilogue(epilogue));
+  linear(*w, activations(*w, x, rows, scratch), rows, out, Epilogue(epilogue));
 }
 
 void sgl_linear_f32(const Weight* w, const bf16* x, int64_t rows, void* scratch, float* out) {
   if (!place.team) return together([&] { sgl_linear_f32(w, x, rows, scratch, out); });
-  run_format(*w, activations(*w, x, rows, scratch), rows, out, Epilogue::none);
+  run(*w, activations(*w, x, rows, scratch), rows, {out, w->columns, true, Epilogue::none});
 }
 }

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +48,8 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_pack_int4": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
     "sgl_linear": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
     "sgl_linear_f32": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER),
+    "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
+    "sgl_argmax": (_POINTER, _LONG, _LONG, _POINTER, _POINTER),
     "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, *[_INT] * 3, *[_POINTER] * 4),
     "sgl_attention": (
         *(_POINTER, _LONG, *[_POINTER] * 7, _LONG),
@@ -110,11 +113,10 @@ def pin(count: int) -> None:
     numbers = cpus()
     team = ctypes.CDLL(_openmp())
 
-    @ctypes.CFUNCTYPE(None, _POINTER)
     def settle(_: object) -> None:
         os.sched_setaffinity(0, {numbers[team.omp_get_thread_num() % len(numbers)]})
 
-    team.GOMP_parallel(settle, None, count, 0)
+    team.GOMP_parallel(ctypes.CFUNCTYPE(None, _POINTER)(settle), None, count, 0)
 
 
 def anonymous(count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -137,7 +139,6 @@ def build(isa: str) -> Path:
         raise OSError("no C++ compiler")
     folder = Path(__file__).parent
     flags = (*FLAGS, *ISA_FLAGS[isa], *(SANITIZE_FLAGS if env.flag("SGL_KERNEL_SANITIZE") else ()))
-    command = [cxx, *flags, *(str(folder / source) for source in SOURCES)]
     digest = hashlib.sha256()
     digest.update("\0".join([_version(cxx), *flags]).encode())
     for name in (*SOURCES, *HEADERS):
@@ -148,13 +149,22 @@ def build(isa: str) -> Path:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             built = Path(scratch) / "kernels.so"
-            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            objects = [str(Path(scratch) / f"{source}.o") for source in SOURCES]
+            compiling = zip(SOURCES, objects, strict=True)
+            steps = [[cxx, *flags, "-c", str(folder / source), "-o", into] for source, into in compiling]
+            with ThreadPoolExecutor(len(steps)) as pool:  # all at once: a first start waits for the slowest only
+                list(pool.map(_run, steps))
+            _run([cxx, *flags, *objects, "-o", str(built)])
             built.replace(target)  # two processes may build at once; either result will do
     return target
 
 
 def _version(cxx: str) -> str:
-    return subprocess.run([cxx, "--version"], check=True, capture_output=True, text=True).stdout
+    return _run([cxx, "--version"])
+
+
+def _run(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _openmp() -> str:

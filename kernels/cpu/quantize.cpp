@@ -1,4 +1,6 @@
 // Between bf16 and the bytes that integer products take: activations at run time, packed weights at load.
+#include <vector>
+
 #include "kernels.h"
 
 namespace sgl {
@@ -70,29 +72,34 @@ struct Quantizer {
   Activations result() const { return {data, stride, scales, sums}; }
 };
 
-// Rows for which a second thread is worth waking.
-static int64_t grain(int64_t width) { return 1 + 8192 / width; }
+// Elements that every thread prepares for itself: it takes less time than waiting for one that does it for all.
+constexpr int64_t kAlone = 4096;
 
-Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch) {
-  if (w.format == Format::bf16) return {x, w.inner * int64_t(sizeof(bf16)), nullptr, nullptr};
+Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch, const bf16* norm, float eps,
+                        bf16* normed) {
+  static thread_local std::vector<char> own;
+  bool alone = rows * w.inner <= kAlone, quantized = w.format != Format::bf16;
+  if (!norm && !quantized) return {x, w.inner * int64_t(sizeof(bf16)), nullptr, nullptr};
+  if (alone) {
+    int64_t bytes = padded(rows * w.inner * int64_t(sizeof(bf16)), 64);
+    own.resize(bytes + rows * activation_bytes(w));
+    normed = (bf16*)own.data();
+    scratch = own.data() + bytes;
+  }
   Quantizer quantizer(w, rows, scratch);
-  parallel(rows, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) quantizer.row(x + r * w.inner, r);
-  }, grain(w.inner));
-  return quantizer.result();
-}
-
-Activations normed_activations(const Weight& w, const bf16* x, int64_t rows, const bf16* norm, float eps, bf16* normed,
-                               void* scratch) {
-  Quantizer quantizer(w, rows, scratch);
-  bool quantized = w.format != Format::bf16;
-  parallel(rows, [&](int64_t begin, int64_t end) {
+  auto body = [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      norm_row(x + r * w.inner, w.inner, norm, eps, normed + r * w.inner);
-      if (quantized) quantizer.row(normed + r * w.inner, r);
+      const bf16* row = x + r * w.inner;
+      if (norm) {
+        norm_row(row, w.inner, norm, eps, normed + r * w.inner);
+        row = normed + r * w.inner;
+      }
+      if (quantized) quantizer.row(row, r);
     }
-  }, grain(w.inner));
-  return quantized ? quantizer.result() : activations(w, normed, rows, scratch);
+  };
+  if (alone) body(0, rows);
+  else parallel(rows, body, 1 + 8192 / w.inner);
+  return quantized ? quantizer.result() : Activations{normed, w.inner * int64_t(sizeof(bf16)), nullptr, nullptr};
 }
 
 }  // namespace sgl

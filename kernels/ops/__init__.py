@@ -1,5 +1,5 @@
 """The ops: a name, a signature and a plain torch reference each."""
 
-from sgl.kernels.ops import activation, embedding, kv, linear, norm, rope
+from sgl.kernels.ops import activation, embedding, kv, linear, norm, rope, sampling
 
-__all__ = ["activation", "embedding", "kv", "linear", "norm", "rope"]
+__all__ = ["activation", "embedding", "kv", "linear", "norm", "rope", "sampling"]

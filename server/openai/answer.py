@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,15 +50,17 @@ class Answer:
     names: Mapping[str, str]
     warnings: list[str]
     include_usage: bool = False
-    _counts: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
+    _choices: dict[int, Choice] = field(default_factory=dict)
+    _last: dict[int, tuple[int, Generation]] = field(default_factory=dict)  # item of each choice
 
     async def respond(self, stream: bool) -> Response:
         """Generates; the response carries everything, or will as it comes."""
         if stream:
             return EventStream(self._events())
         choices: dict[int, dict[str, Any]] = {}
-        async with aclosing(self._items()) as items:
-            async for index, choice, item in items:
+        async with self._generations() as generations:
+            async for position, item in generations:
+                index, choice = self._place(position, item)
                 choices[index] = choice.whole(item)
         answer = {**self._head(0), "choices": [choices[index] for index in sorted(choices)], "usage": self._usage()}
         return JsonResponse({**answer, **self._warned()})
@@ -66,41 +68,45 @@ class Answer:
     async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(1)
         extra: dict[str, Any] = {"usage": None} if self.include_usage else {}
-        async with aclosing(self._items()) as items:
-            async for _, choice, item in items:
+        async with self._generations() as generations:
+            async for position, item in generations:
+                _, choice = self._place(position, item)
                 for chunk in choice.chunks(item):
                     yield {**head, "choices": [chunk], **extra, **self._warned()}
         if self.include_usage:
             yield {**head, "choices": [], "usage": self._usage()}
 
-    async def _items(self) -> AsyncGenerator[tuple[int, Choice, Generation], None]:
-        """(index, choice, item) as items come."""
-        choices: dict[int, Choice] = {}
-        num_answers = self.requests[0].n
+    @asynccontextmanager
+    async def _generations(self) -> AsyncIterator[AsyncGenerator[tuple[int, Generation], None]]:
         with _naming(self.names):
             async with aclosing(self.state.generate(self.requests)) as generations:
-                async for position, item in generations:
-                    index = position * num_answers + item.index
-                    if index not in choices:
-                        choices[index] = self.make_choice(position, index)
-                        self.warnings += item.warnings
-                    counts = (item.prompt_tokens, item.completion_tokens, item.cached_tokens)
-                    self._counts[position, item.index] = counts
-                    yield index, choices[index], item
+                yield generations
+
+    def _place(self, position: int, item: Generation) -> tuple[int, Choice]:
+        """Takes note of an item; the index of its choice, and the choice."""
+        index = position * self.requests[0].n + item.index
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = self.make_choice(position, index)
+            self.warnings += item.warnings
+        self._last[index] = (position, item)
+        return index, choice
 
     def _warned(self) -> dict[str, Any]:
         """The warnings that were not shown yet."""
+        if not self.warnings:
+            return {}
         shown, self.warnings = list(dict.fromkeys(self.warnings)), []
-        return {"warnings": shown} if shown else {}
+        return {"warnings": shown}
 
     def _head(self, form: int) -> dict[str, Any]:
         return {"id": self.id, "object": self.objects[form], "created": int(time.time()), "model": self.model}
 
     def _usage(self) -> dict[str, Any]:
         """A prompt counts once, however many outputs it has."""
-        prompts = {position: (prompt, cached) for (position, _), (prompt, _, cached) in self._counts.items()}
+        prompts = {position: (item.prompt_tokens, item.cached_tokens) for position, item in self._last.values()}
         num_prompt = sum(prompt for prompt, _ in prompts.values())
-        num_completion = sum(completion for _, completion, _ in self._counts.values())
+        num_completion = sum(item.completion_tokens for _, item in self._last.values())
         usage: dict[str, Any] = {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,

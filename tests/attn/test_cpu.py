@@ -1,121 +1,95 @@
-"""The C++ attention against the definition in float64, on caches full of NaN wherever nothing was stored."""
+"""The C++ attention against the definition in float64."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
 
-from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.attn.batch import KVLayer, KVSpec
+from sgl.engine.attn.choice import choose_backend
 from sgl.engine.attn.cpu import CpuBackend, why_not
-from sgl.engine.base.device import CPU_ISAS, detect_isa
+from sgl.engine.base.device import CPU_ISAS, detect_isa, open_device
+from sgl.engine.base.errors import ConfigError
 from sgl.kernels.cpu import native
+from sgl.kernels.registry import bind
+from tests.attn.scenes import Scene, Shape, definition, make_batch, make_scene, random_shape
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
-
-@dataclass
-class Scene:
-    """Rows of which ``past`` tokens are cached and ``new`` ones are computed."""
-
-    q: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
-    cache: KVLayer
-    batch: ForwardBatch
-
-
-def make_batch(new: list[int], past: list[int], table: Tensor, page_size: int) -> ForwardBatch:
-    positions = torch.cat([torch.arange(p, p + n) for n, p in zip(new, past, strict=True)])
-    row_of = torch.repeat_interleave(torch.arange(len(new)), torch.tensor(new))
-    return ForwardBatch(
-        input_ids=torch.zeros_like(positions),
-        positions=positions,
-        cu_q=torch.tensor([0, *new]).cumsum(0).int(),
-        seq_lens=torch.tensor([n + p for n, p in zip(new, past, strict=True)]).int(),
-        slots=torch.arange(len(new)),
-        out_loc=(table[row_of, positions // page_size].long() * page_size + positions % page_size,),
-        page_table=(table,),
-        logit_indices=torch.zeros(0, dtype=torch.long),
-        q_lens=tuple(new),
-    )
-
-
-def make_scene(
-    backend: CpuBackend, new: list[int], past: list[int], heads: int, kv_heads: int, dim: int, page_size: int
-) -> Scene:
-    generator = torch.Generator().manual_seed(len(new) + dim)
-    lengths = [n + p for n, p in zip(new, past, strict=True)]
-    counts = [-(-length // page_size) for length in lengths]
-    pages = torch.randperm(sum(counts) + 3, generator=generator).int()
-    table = torch.full((len(new), max(counts)), 10**6, dtype=torch.int32)
-    for row, count in enumerate(counts):
-        table[row, :count] = pages[sum(counts[:row]) :][:count]
-    poison = torch.full((len(pages), kv_heads, page_size, dim), float("nan"), dtype=torch.bfloat16)
-    cache = KVLayer(poison.clone(), poison.clone())
-    keys = [torch.randn(length, kv_heads, dim, generator=generator).bfloat16() for length in lengths]
-    values = [torch.randn(length, kv_heads, dim, generator=generator).bfloat16() for length in lengths]
-    whole = make_batch(lengths, [0] * len(new), table, page_size)
-    backend.store(torch.cat(keys), torch.cat(values), cache, whole)
-    q = torch.randn(sum(new), heads, dim, generator=generator).bfloat16()
-    return Scene(q, keys, values, cache, make_batch(new, past, table, page_size))
-
-
-def definition(scene: Scene, row: int, scale: float, window: int | None) -> Tensor:
-    """softmax(q k^T) v of one row in float64."""
-    start, stop = scene.batch.cu_q[row : row + 2].tolist()
-    q = scene.q[start:stop].double().transpose(0, 1)
-    group = q.shape[0] // scene.cache.k.shape[1]
-    k, v = (x[row].double().transpose(0, 1).repeat_interleave(group, 0) for x in (scene.keys, scene.values))
-    query, key = scene.batch.positions[start:stop, None], torch.arange(k.shape[1])
-    hidden = (key > query) | (key <= query - (window or 10**9))
-    return ((q @ k.transpose(1, 2) * scale).masked_fill(hidden, float("-inf")).softmax(-1) @ v).transpose(0, 1)
-
-
 SHAPES = [
-    ([1, 5, 17], [0, 3, 40], 4, 2, 64, 16, None),
-    ([1, 70, 3], [1500, 1000, 0], 6, 3, 80, 32, 100),
-    ([1, 1, 1], [15, 16, 1023], 14, 2, 64, 16, None),
-    ([130], [0], 4, 4, 128, 16, 33),
-    ([33, 1], [1, 2047], 5, 1, 256, 48, None),
+    Shape([1, 5, 17], [0, 3, 40]),
+    Shape([1, 70, 3], [1500, 1000, 0], heads=6, kv_heads=3, dim=80, page_size=32, window=100),
+    Shape([1, 1, 1], [15, 16, 1023], heads=14),
+    Shape([130], [0], kv_heads=4, dim=128, window=33),
+    Shape([33, 1], [1, 2047], heads=5, kv_heads=1, dim=256, page_size=48),
+    Shape([1, 2, 30], [1100, 30, 700], heads=14, int8=True),
+    Shape([1] * 9, [700 + 9 * i for i in range(9)], heads=14, sharing=range(9), shared=640),
+    Shape([1, 40, 1, 9], [600] * 4, heads=16, kv_heads=1, int8=True, sharing=(3, 0, 1), shared=576, window=300),
 ]
 
 
-@pytest.mark.parametrize(("new", "past", "heads", "kv_heads", "dim", "page_size", "window"), SHAPES)
-def test_equals_the_definition_and_ignores_batch_and_chunks(
-    new: list[int], past: list[int], heads: int, kv_heads: int, dim: int, page_size: int, window: int | None
-) -> None:
+@contextmanager
+def running(threads: int, isa: str | None = None) -> Iterator[CpuBackend]:
     backend = CpuBackend()
-    scene = make_scene(backend, new, past, heads, kv_heads, dim, page_size)
-    got = backend.run(scene.q, scene.cache, scene.batch, dim**-0.5, window)
-    for row, (num_new, num_past) in enumerate(zip(new, past, strict=True)):
+    backend.library = native.library(isa or detect_isa())
+    native.set_threads(backend.library, threads)
+    try:
+        yield backend
+    finally:
+        native.set_threads(backend.library, torch.get_num_threads())
+
+
+def check(backend: CpuBackend, scene: Scene) -> None:
+    """Close to the definition, and the same bits as every token by itself."""
+    got = scene.run(backend)
+    for row, num_new in enumerate(scene.shape.new):
         start = int(scene.batch.cu_q[row])
-        wanted = definition(scene, row, dim**-0.5, window)
+        wanted = definition(scene, row)
         torch.testing.assert_close(got[start : start + num_new].double(), wanted, atol=1e-2, rtol=1e-2)
-        for token in {0, num_new // 2, num_new - 1}:
-            table = scene.batch.page_table[0][row : row + 1].contiguous()
-            alone = make_batch([1], [num_past + token], table, page_size)
-            q = scene.q[start + token : start + token + 1]
-            assert torch.equal(backend.run(q, scene.cache, alone, dim**-0.5, window)[0], got[start + token])
+        for token in sorted({0, num_new // 2, num_new - 1} & set(range(num_new))):
+            assert torch.equal(scene.run_alone(backend, row, token), got[start + token])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_equals_the_definition_and_ignores_batch_and_chunks(shape: Shape) -> None:
+    backend = CpuBackend()
+    check(backend, make_scene(backend, shape))
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_random_shapes_on_any_number_of_threads(seed: int) -> None:
+    with running(threads=1 + seed % 8) as backend:
+        check(backend, make_scene(backend, random_shape(seed), seed))
 
 
 @pytest.mark.parametrize("isa", CPU_ISAS)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_instruction_set_and_number_of_threads(isa: str, threads: int) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_every_instruction_set(isa: str, int8: bool) -> None:
     if CPU_ISAS.index(isa) > CPU_ISAS.index(detect_isa()):
         pytest.skip(f"this processor has no {isa}")
+    with running(3, isa) as backend:
+        shape = Shape([40, 1, 1], [20, 1100, 600], heads=14, int8=int8, softcap=5.0, sinks=True)
+        check(backend, make_scene(backend, shape))
+        check(backend, make_scene(backend, Shape([1] * 4, [80] * 4, dim=16, int8=int8, sharing=range(4), shared=64)))
+
+
+def test_a_prefix_of_other_pages_with_the_same_tokens_changes_no_bit() -> None:
     backend = CpuBackend()
-    backend.library = native.library(isa)
-    native.set_threads(backend.library, threads)
-    try:
-        scene = make_scene(backend, [40, 1], [20, 1100], 6, 2, 64, 16)
-        got = backend.run(scene.q, scene.cache, scene.batch, 0.125, None)
-    finally:
-        native.set_threads(backend.library, torch.get_num_threads())
-    wanted = torch.cat([definition(scene, row, 0.125, None) for row in range(2)])
-    torch.testing.assert_close(got.double(), wanted, atol=1e-2, rtol=1e-2)
+    shape = Shape([1] * 6, [300 + i for i in range(6)], heads=14, sharing=range(6), shared=256)
+    shared = make_scene(backend, shape)
+    got = shared.run(backend)
+    for row in range(6):
+        assert torch.equal(shared.run_alone(backend, row, 0), got[row])
+    table, num_pages = shared.batch.page_table[0], shared.cache.k.shape[0]
+    copies = (num_pages + torch.arange(5 * 16)).view(5, 16)
+    originals = table[1:, :16].long()
+    k, v = (torch.cat((pages, pages[originals.flatten()])) for pages in (shared.cache.k, shared.cache.v))
+    table[1:, :16] = copies
+    shared.cache = KVLayer(k, v)
+    assert torch.equal(shared.run(backend), got)
 
 
 def test_says_why_it_cannot_compute_a_layer() -> None:
@@ -124,3 +98,29 @@ def test_says_why_it_cannot_compute_a_layer() -> None:
     assert "--page-size" in why_not([fits], 8)
     assert "bfloat16" in why_not([KVSpec("full", 2, 64, torch.float32)], 16)
     assert "dimensions" in why_not([KVSpec("full", 2, 20, torch.bfloat16)], 16)
+
+
+def test_an_int8_cache_takes_less_memory_and_the_cpu_backend() -> None:
+    full = KVSpec("full", 2, 64, torch.bfloat16)
+    small = KVSpec("full", 2, 64, torch.bfloat16, quantized=torch.int8)
+    assert (full.bytes_per_token, small.bytes_per_token) == (2 * 2 * 64 * 2, 2 * 2 * (64 + 4))
+    kernels, device = bind("cpu", detect_isa(), torch.bfloat16), open_device("cpu")
+    assert isinstance(choose_backend("auto", device, [small], 16, kernels), CpuBackend)
+    for name, spec, page_size, words in (
+        ("auto", KVSpec("full", 2, 64, torch.float32, quantized=torch.int8), 16, ("kv-cache-dtype", "bfloat16")),
+        ("auto", small, 8, ("kv-cache-dtype", "--page-size")),
+        ("torch_native", small, 16, ("torch_native", "--kv-cache-dtype auto")),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            choose_backend(name, device, [spec], page_size, kernels)
+        assert all(word in caught.value.message for word in words), caught.value.message
+
+
+def test_an_int8_cache_hides_no_number_that_is_not_finite() -> None:
+    backend = CpuBackend()
+    scene = make_scene(backend, Shape([1, 1], [20, 20], int8=True))
+    bad = torch.zeros(1, 2, 64).bfloat16()
+    bad[0, 1, 5] = float("inf")
+    backend.store(bad, bad, scene.cache, make_batch([1], [3], scene.batch.page_table[0][:1].contiguous(), 16))
+    got = scene.run(backend)
+    assert got[0, 2:].isnan().all() and got[0, :2].isfinite().all() and got[1].isfinite().all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -59,6 +60,49 @@ def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
     assert machine.cores(root) == 1
 
 
+def test_the_older_control_groups_have_paths_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    root = tree(
+        tmp_path,
+        proc__self__cgroup="7:memory:/pod/box\n4:cpu,cpuacct:/pod\n0::/elsewhere\n",
+        **{
+            "sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712",  # no limit
+            "sys__fs__cgroup__memory__pod__memory.limit_in_bytes": f"{2048 * MIB}",
+            "sys__fs__cgroup__memory__pod__memory.usage_in_bytes": f"{1024 * MIB}",
+            "sys__fs__cgroup__memory__pod__memory.stat": f"inactive_file 1\ntotal_inactive_file {256 * MIB}\n",
+            "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1",
+            "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000",
+            "sys__fs__cgroup__cpu__pod__cpu.cfs_quota_us": "800000",
+            "sys__fs__cgroup__cpu__pod__cpu.cfs_period_us": "100000",
+        },
+    )
+    assert machine.memory(root) == (2048 * MIB, 1280 * MIB)
+    assert machine.cores(root) == 8
+
+
+def test_both_versions_may_be_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    limits = {"sys__fs__cgroup__unified__box__cpu.max": "200000 100000"}
+    assert machine.cores(tree(tmp_path, proc__self__cgroup="4:cpu:/\n0::/box\n", **limits)) == 2
+
+
+def test_what_slows_a_container_down_is_a_limit(tmp_path: Path) -> None:
+    limits = {"sys__fs__cgroup__memory.high": f"{512 * MIB}", "sys__fs__cgroup__memory.max": f"{1024 * MIB}"}
+    assert machine.memory(tree(tmp_path, **limits)) == (512 * MIB, 512 * MIB)
+
+
+def test_hardware_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores of two threads, numbered as Linux does; the process may use all of them but one."""
+    siblings = {f"sys__devices__system__cpu__cpu{n}__topology__thread_siblings_list": f"{n % 4},{n % 4 + 4}\n"
+                for n in range(8)}  # fmt: skip
+    root = tree(tmp_path, **siblings)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5, 6, 7})
+    assert (machine.cores(root), machine.hardware_threads(root)) == (4, 7)
+    assert machine.cpus(root) == [0, 1, 2, 7, 4, 5, 6]
+    tree(tmp_path, **{"sys__fs__cgroup__cpu.max": "300000 100000"})
+    assert (machine.cores(root), machine.hardware_threads(root)) == (3, 3)
+
+
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("350000 100000", 3), ("1000 100000", 1), ("", 64)])
 def test_cores_are_those_of_the_process_and_its_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
@@ -80,7 +124,7 @@ def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, torch
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine.metadata, "version", lambda package: torch)
+    monkeypatch.setattr(metadata, "version", lambda package: torch)
 
 
 TWO_GPUS = "0, GPU-aaa, NVIDIA H200, 143771, 143000\n1, GPU-bbb, NVIDIA L4, 23034, 22000"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -258,3 +259,19 @@ def test_an_error_of_one_row_ends_only_that_request() -> None:
     assert first.finish is not None and first.finish.message == "logits are NaN"
     assert second.finish is None
     assert run_all(scheduler)["b"].finish == FinishReason(kind="length")
+
+
+def test_a_decode_comes_with_the_same_row_until_a_page_is_full() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", PAGE, max_new_tokens=2 * PAGE + 2), 0.0)
+    rows = []
+    while scheduler.has_work:
+        plan = scheduler.schedule(0.0)
+        rows.append(plan.rows[0])
+        scheduler.update([RowOutput(token_ids=[50])])
+        scheduler.check()
+    again = [row is before for before, row in pairwise(rows)]
+    # The prompt; then a row with a page, which the next does not have, and is repeated while the page lasts.
+    page = [False, False, *[True] * (PAGE - 2)]
+    assert again == (page * 3)[: len(again)]
+    assert [row.new_pages.pages if row.new_pages else () for row in rows[1:]].count(()) == len(rows) - 1 - 3

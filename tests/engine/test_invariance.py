@@ -55,24 +55,37 @@ class Recorder(Script):
             self.logprobs[item.rid] += item.prompt_logprobs + item.logprobs
 
 
-MODELS = [(family, None) for family in FAMILIES] + [("qwen2", format) for format in FORMATS] + [("gpt2", "int8")]
+MODELS = [
+    *((family, "none", "") for family in FAMILIES),
+    *(("qwen2", format, "") for format in FORMATS),
+    ("gpt2", "int8", ""),
+    *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2")),
+]
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda param: "-".join(filter(None, param)))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    family, quantization = request.param
+    family, quantization, kv_cache = request.param
     path = make_checkpoint(family, tmp_path_factory.mktemp(family), tokenizer=False, **OVERRIDES.get(family, {}))
     kernels = bind("cpu", detect_isa(), torch.bfloat16)
     config, device = read_config(path, {}), open_device("cpu")
-    return load_model(path, config, dtype=torch.bfloat16, device=device, kernels=kernels, quantization=quantization)
+    return load_model(
+        path,
+        config,
+        dtype=torch.bfloat16,
+        device=device,
+        kernels=kernels,
+        quantization=quantization,
+        kv_dtype=torch.int8 if kv_cache else None,
+    )
 
 
 def make_requests() -> list[Request]:
     rng = random.Random(3)
-    stem = tuple(rng.randrange(VOCAB_SIZE) for _ in range(40))
+    stem = tuple(rng.randrange(VOCAB_SIZE) for _ in range(80))
     requests = []
     for number in range(8):
-        prompt = stem[: rng.choice([0, 16, 33, 40])] + tuple(
+        prompt = stem[: rng.choice([0, 16, 66, 80])] + tuple(
             rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))
         )
         params = SamplingParams(max_new_tokens=20, temperature=rng.choice([0.0, 0.8]), seed=number)

@@ -27,6 +27,18 @@ def test_importing_the_engine_s_api_does_not_import_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_server_does_not_import_torch() -> None:
+    """The front process of `sgl serve`: command line, HTTP, tokenizer and template."""
+    code = (
+        "import sys, sgl.cli.serve, sgl.server.app; from pathlib import Path; "
+        "from sgl.engine.text.tokenizer import load_tokenizer; from sgl.engine.text.template import load_template; "
+        "load_template(load_tokenizer(Path('assets/demo')), None); "
+        "print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_public_names_resolve() -> None:
     for name in sgl.__all__:
         assert getattr(sgl, name) is not None

@@ -144,6 +144,16 @@ def _quantized(form: Form, bits: Literal[4, 8], group: int, zeros: bool, tokens:
     return Case("linear.quantized", name, run, result)
 
 
+def _argmax(rows: int, vocab_size: int) -> Case:
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        logits = _random(rows, vocab_size).float()
+        places, peaks = fn(logits)
+        wanted = logits.double().amax(-1)
+        return [logits.gather(1, places[:, None])[:, 0], peaks], [wanted, wanted]
+
+    return Case("sample.argmax", f"{rows}x{vocab_size}", run, torch.float32)
+
+
 def _embedding() -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         table, ids = _random(50, 24).to(dtype), torch.tensor([0, 49, 7, 7])
@@ -197,6 +207,7 @@ CASES: list[Case] = [
         for t in (0, 1, 2, 8, 33)
         for k, n in ((64, 112), (100, 6), (5, 2), (320, 70))
     ),
+    *(_argmax(*shape) for shape in ((1, 9000), (3, 40), (40, 8192))),
     _embedding(),
     *(_store(tokens) for tokens in (1, 9)),
 ]

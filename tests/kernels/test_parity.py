@@ -24,6 +24,10 @@ RUNS = [
 ]
 
 
+def named(impl: Impl) -> str:
+    return f"{impl.op}-{impl.name}"
+
+
 @pytest.mark.parametrize(("impl", "case", "dtype"), RUNS)
 def test_matches_float64(impl: Impl, case: Case, dtype: torch.dtype) -> None:
     torch.manual_seed(len(case.name))
@@ -41,7 +45,7 @@ def test_every_op_has_cases(op: str) -> None:
     assert any(case.op == op for case in CASES)
 
 
-@pytest.mark.parametrize("impl", [i for i in IMPLS if i.op.startswith("linear") and i.name != REFERENCE], ids=str)
+@pytest.mark.parametrize("impl", [i for i in IMPLS if i.op.startswith("linear") and i.name != REFERENCE], ids=named)
 def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others(impl: Impl) -> None:
     if impl.why_not("cpu", detect_isa(), torch.bfloat16):
         pytest.skip(impl.why_not("cpu", detect_isa(), torch.bfloat16))

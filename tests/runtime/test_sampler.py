@@ -8,7 +8,7 @@ import torch
 from sgl.engine.base.types import PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
 from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.result import read_logprobs
-from sgl.engine.runtime.sampler import Sampler, Samples, argmax, top_k_floors, top_p_floors
+from sgl.engine.runtime.sampler import Sampler, Samples, top_k_floors, top_p_floors
 from sgl.engine.runtime.slots import SlotTable
 from tests.runtime import naive
 
@@ -165,17 +165,6 @@ def test_floors_equal_those_of_a_sort(vocab_size: int) -> None:
             (top_p_floors(probs, top_p), in_p),
         ):
             assert (probs >= floors).equal(probs >= ordered.gather(1, count[:, None] - 1)), share
-
-
-@pytest.mark.parametrize("vocab_size", [7, 8191, 8192, 10_000, 16_384])
-def test_argmax_is_the_first_of_the_largest(vocab_size: int) -> None:
-    logits = torch.randint(0, 50, (64, vocab_size), generator=torch.Generator().manual_seed(0)).float()
-    logits[0, -1] = logits[1, vocab_size // 2] = 99.0
-    logits[2] = -math.inf
-    assert argmax(logits).equal(torch.from_numpy(logits.numpy().argmax(-1)))
-    logits[3, vocab_size // 3] = math.nan
-    assert argmax(logits)[3] == vocab_size // 3
-    assert argmax(logits[:0]).tolist() == []
 
 
 def test_ties_stay_together() -> None:

@@ -3,11 +3,12 @@
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 import torch
 
 from sgl.engine.base.types import PageRun, Row, RowInit, SamplingParams, StepPlan, Wants
-from sgl.engine.runtime.batch import Step, build_step
+from sgl.engine.runtime.batch import Step, StepBuilder
 from sgl.engine.runtime.drafts import count_rejected
 from sgl.engine.runtime.slots import SlotTable
 
@@ -145,11 +146,12 @@ def check_prompt_spans(naive: NaiveTable, step: Step) -> None:
 def test_random_plans(seed: int) -> None:
     naive = NaiveTable(seed)
     table = SlotTable(NUM_SLOTS, MAX_LEN, PAGE, VOCAB, CPU)
+    builder = StepBuilder(table)
     rng = naive.rng
     for _ in range(60):
         plan = naive.plan()
         table.apply(plan)
-        step = build_step(plan, table)
+        step = builder.build(plan)
         check_batch(naive, step)
         check_prompt_spans(naive, step)
         sampled: list[int] = []
@@ -206,3 +208,34 @@ def test_what_a_finished_request_used_is_forgotten() -> None:
     table.apply(StepPlan(1, (), (1,)))
     assert not any(table.users.values()) and not table.inits and not table.edits
     assert table.num_pages(0, [0, 1]) == 0
+
+
+def test_rows_that_come_again_are_not_laid_out_again() -> None:
+    table = SlotTable(NUM_SLOTS, MAX_LEN, PAGE, VOCAB, CPU)
+    builder = StepBuilder(table)
+
+    def step(*rows: Row) -> Step:
+        plan = StepPlan(0, tuple(rows))
+        table.apply(plan)
+        built = builder.build(plan)
+        table.advance(plan, built.batch.slots, built.batch.seq_lens.long())
+        return built
+
+    def starts(slot: int, *pages: int) -> Row:
+        wants = Wants()
+        init = RowInit(token_ids=(1, 2), num_prompt=2, params=SamplingParams(), wants=wants, eos_ids=())
+        run = PageRun(0, pages)
+        return Row(rid="r", slot=slot, num_tokens=2, kind="token", init=init, computed=0, new_pages=run)
+
+    again = Row(rid="r", slot=1, num_tokens=1, kind="token")
+    step(starts(1, 7))
+    first, second = step(again), step(again)
+    assert second.batch.slots is first.batch.slots
+    assert second.batch.page_table[0] is first.batch.page_table[0]
+    assert [built.batch.positions.tolist() for built in (first, second)] == [[2], [3]]
+    assert second.batch.out_loc[0].tolist() == [7 * PAGE + 3]
+    step(starts(0, 5))  # another request: the rows differ
+    assert step(again).batch.page_table[0].tolist() == [[7]]
+    grown = msgspec.structs.replace(again, new_pages=PageRun(1, (9,)))
+    assert step(grown).batch.page_table[0].tolist() == [[7, 9]]
+    assert step(again).batch.page_table[0].tolist() == [[7, 9]]

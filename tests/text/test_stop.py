@@ -77,3 +77,12 @@ def test_nothing_comes_after_a_match() -> None:
     checker = StopChecker(["x"])
     assert checker.push("ax") == "a"
     assert (checker.push("b"), checker.finish()) == ("", "")
+
+
+def test_what_repeats_itself_costs_no_more() -> None:
+    """Every letter continues hundreds of beginnings of each string."""
+    stops = ["a" * (1000 + count) + "b" for count in range(24)]
+    checker = StopChecker(stops)
+    text = "a" * 3000
+    assert "".join(map(checker.push, text)) == text[: 3000 - 1023]
+    assert (checker.push("b"), checker.matched) == ("", stops[-1])

@@ -1,0 +1,70 @@
+"""Reads off a loaded model what its steps cost; measures nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from sgl.engine.attn.batch import KVSpec
+from sgl.engine.base.cost import AttentionCost, Cost, Weights
+from sgl.engine.nn.embedding import Embedding, TiedHead
+from sgl.engine.nn.linear import Linear
+from sgl.engine.nn.spec import ModelSpec
+from sgl.engine.nn.weights import Leaf
+
+_SHORT = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
+
+
+def cost_of(
+    spec: ModelSpec, leaves: Sequence[Leaf], head: Linear | TiedHead, kv_specs: Sequence[KVSpec], dtype: torch.dtype
+) -> Cost:
+    """The cost of a model whose weights are loaded.
+
+    Args:
+        leaves: its parts that have weights, the head among them.
+        dtype: of the activations.
+    """
+    tables = [leaf for leaf in leaves if isinstance(leaf, Embedding)]
+    linears = [leaf for leaf in leaves if isinstance(leaf, Linear) and leaf is not head]
+    counted = {id(leaf) for leaf in (*tables, *linears, head)}
+    formats: dict[str, list[Linear]] = defaultdict(list)
+    for linear in linears:
+        formats[_short(linear.format)].append(linear)
+    return Cost(
+        linears=tuple(
+            Weights(
+                format=name,
+                params=sum(linear.in_features * sum(linear.parts) for linear in group),
+                size_bytes=sum(linear.nbytes for linear in group),
+            )
+            for name, group in formats.items()
+        ),
+        head=Weights(
+            format=_short(head.format),
+            params=spec.hidden_size * spec.vocab_size,
+            size_bytes=head.nbytes or tables[0].nbytes,  # a tied head may multiply by the table itself
+        ),
+        attention=_attention(spec, kv_specs),
+        other_bytes=sum(leaf.nbytes for leaf in leaves if id(leaf) not in counted),
+        format=_short(str(dtype).removeprefix("torch.")),
+        activation_bytes_per_token=2 * len(spec.layers) * spec.hidden_size * dtype.itemsize,
+        logits_bytes_per_row=2 * 4 * spec.vocab_size,
+    )
+
+
+def _attention(spec: ModelSpec, kv_specs: Sequence[KVSpec]) -> tuple[AttentionCost, ...]:
+    """Layers that attend alike, counted."""
+    kinds = Counter(
+        (4 * layer.attention.num_heads * layer.attention.head_dim, kv.bytes_per_token, layer.attention.window)
+        for layer, kv in zip(spec.layers, kv_specs, strict=True)
+    )
+    return tuple(
+        AttentionCost(num_layers=count, flops_per_pair=flops, kv_bytes_per_token=size_bytes, window=window)
+        for (flops, size_bytes, window), count in kinds.items()
+    )
+
+
+def _short(format: str) -> str:
+    return _SHORT.get(format, format)

@@ -1,0 +1,87 @@
+"""The engine on lesser machines: with every instruction set that this processor has, and without a compiler."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sgl
+from sgl.engine.base.device import CPU_ISAS, CpuDevice, detect_isa
+from sgl.engine.base.errors import ConfigError
+from sgl.engine.base.machine import cpus
+from sgl.kernels.cpu import native
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = ("What is the capital of France?", "What is 17 + 25?", "What is your name?")
+
+
+def answers(**options: Any) -> list[str]:
+    """The demo model's: it is trained, so its greedy tokens do not hang on the last bits of a logit."""
+    with sgl.Engine(device="cpu", max_total_tokens=2048, cpu_threads=1, **options) as engine:
+        ask = engine.tokenizer_manager.template.render
+        prompts = [ask([{"role": "user", "content": question}]) for question in QUESTIONS]
+        outputs = engine.generate(prompts, {"temperature": 0, "max_new_tokens": 24})
+    return [output["text"] for output in outputs]
+
+
+@functools.cache
+def expected(quantization: str | None = None) -> list[str]:
+    """Plain torch's answers."""
+    return answers(kernels="reference", attention_backend="torch_native", quantization=quantization)
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("quantization", [None, "int8", "int4-g32"])
+@pytest.mark.parametrize("isa", CPU_ISAS)
+def test_answers_do_not_depend_on_the_instruction_set(
+    isa: str, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if CPU_ISAS.index(isa) > CPU_ISAS.index(detect_isa()):
+        pytest.skip(f"this processor has no {isa}")
+    monkeypatch.setenv("SGL_KERNEL_ISA", isa)
+    assert CpuDevice().isa == isa
+    assert f"cpu-{isa}-" in native.library()._name
+    assert answers(attention_backend="cpu", quantization=quantization) == expected(quantization)
+
+
+def test_without_a_compiler_it_answers_and_says_so_in_one_line(tmp_path: Path) -> None:
+    """In a process of its own: an empty PATH, and no kernels from before."""
+    code = "import json\nfrom tests.kernels.test_machines import answers\nprint(json.dumps(answers()))"
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected()
+    (line,) = done.stderr.splitlines()
+    assert "without the C++ kernels" in line and "no C++ compiler was found (install g++, or set CXX)" in line
+
+
+@pytest.mark.parametrize("asked", ["avx1024", "AVX2"])
+def test_an_instruction_set_that_is_not_there_is_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGL_KERNEL_ISA", asked)
+    with pytest.raises(ConfigError, match=f"SGL_KERNEL_ISA={asked} cannot be used on this processor; use generic"):
+        detect_isa()
+
+
+def test_pinned_threads_have_a_core_each() -> None:
+    """In a process of its own: a pinned thread stays so."""
+    code = """
+import os, torch
+from sgl.kernels.cpu import native
+torch.set_num_threads(2)
+native.pin(2)
+tensor = torch.ones(1 << 20).add(1)  # torch computes with the same team
+places = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+print(sorted(next(iter(cores)) for cores in places if len(cores) == 1), os.sched_getaffinity(0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (cpus() * 2)[:2]
+    assert done.stdout == f"{sorted([first, second])} {{{first}}}\n"
