@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ask:
-    """What goes into a request. ``text`` is the prompt's, made of its ids where there was none."""
+    """What goes into a request. ``text`` is the question's, made of its ids where there was none."""
 
     sample: Sample
     text: str
@@ -44,7 +44,7 @@ class Backend:
 
 def _native_body(ask: Ask) -> Json:
     sampling = {"max_new_tokens": ask.sample.output_len, "temperature": 0.0, "ignore_eos": ask.ignore_eos}
-    return {"input_ids": ask.sample.input_ids, "sampling_params": sampling, "stream": True}
+    return {"input_ids": ask.sample.prompt_ids, "sampling_params": sampling, "stream": True}
 
 
 def _openai_body(ask: Ask) -> Json:
@@ -54,15 +54,17 @@ def _openai_body(ask: Ask) -> Json:
 
 
 def _completion_body(ask: Ask) -> Json:
-    return {**_openai_body(ask), "prompt": ask.sample.input_ids}
+    return {**_openai_body(ask), "prompt": ask.sample.prompt_ids}
 
 
 def _text_completion_body(ask: Ask) -> Json:
-    return {**_openai_body(ask), "prompt": ask.text}
+    return {**_openai_body(ask), "prompt": "".join((*ask.sample.past, ask.text))}
 
 
 def _chat_body(ask: Ask) -> Json:
-    return {**_openai_body(ask), "messages": [{"role": "user", "content": ask.text}]}
+    said = (*ask.sample.past, ask.text)
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    return {**_openai_body(ask), "messages": messages}
 
 
 def _with_counts(body: Callable[[Ask], Json]) -> Callable[[Ask], Json]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,34 @@ SHORTEST = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: its prompt, and how many tokens to answer with. ``text`` is empty where ids were drawn."""
+    """One request: its prompt, and how many tokens to answer with.
+
+    Args:
+        text: of ``input_ids``; empty where ids were drawn.
+        later: the other questions of a conversation, each asked behind the answer to the one before.
+        due_s: when to send it, in seconds after the first of a trace; None where the traffic decides.
+        past_ids: what was said before: questions and answers.
+        past: the same as texts.
+    """
 
     input_ids: tuple[int, ...]
     output_len: int
     text: str = ""
+    later: tuple[Sample, ...] = ()
+    due_s: float | None = None
+    past_ids: tuple[int, ...] = ()
+    past: tuple[str, ...] = ()
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return (*self.past_ids, *self.input_ids)
+
+    def follow(self, answer_ids: Sequence[int], answer: str) -> Sample | None:
+        """The next question of the conversation, behind this one and its answer; None if this was the last."""
+        if not self.later:
+            return None
+        past_ids, past = (*self.prompt_ids, *answer_ids), (*self.past, self.text, answer)
+        return replace(self.later[0], later=self.later[1:], past_ids=past_ids, past=past)
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,7 @@ class DataOptions:
         dataset_name: one of `DATASETS`.
         dataset_path: the file of sharegpt and jsonl.
         num_prompts: how many; None is 100, or all that generated-shared-prefix makes.
+        turns: questions of a conversation, at most so many in sharegpt; the others have one.
         random_input, random_output: the greatest lengths of random prompts and answers.
         random_range_ratio: the least length as a part of the greatest.
         output_len: tokens of every answer of a file; None is what the file says.
@@ -65,6 +91,7 @@ class DataOptions:
     dataset_path: str = ""
     num_prompts: int | None = None
     seed: int = 1
+    turns: int = 1
     random_input: int = 1024
     random_output: int = 128
     random_range_ratio: float = 0.0
@@ -96,6 +123,10 @@ class DataOptions:
         if not 0.0 <= self.random_range_ratio <= 1.0:
             message = f"--random-range-ratio must be between 0 and 1, got {self.random_range_ratio:g}."
             raise ConfigError(message, param="--random-range-ratio")
+        if self.turns > 1 and name not in CONVERSATIONS:
+            raise ConfigError(
+                f"--turns needs --dataset-name {' or '.join(CONVERSATIONS)}, got {name}.", param="--turns"
+            )
         for field, flag in COUNTS.items():
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -108,6 +139,7 @@ class DataOptions:
 
 COUNTS: Mapping[str, str] = {
     "num_prompts": "--num-prompts",
+    "turns": "--turns",
     "random_input": "--random-input",
     "random_output": "--random-output",
     "output_len": "--sharegpt-output-len",
@@ -132,9 +164,38 @@ def load(options: DataOptions, vocabulary: Vocabulary) -> list[Sample]:
     return DATASETS[options.dataset_name](options, vocabulary, random.Random(options.seed))
 
 
+def num_requests(samples: Sequence[Sample]) -> int:
+    """All questions of all conversations."""
+    return sum(1 + len(sample.later) for sample in samples)
+
+
+def num_shared(samples: Sequence[Sample]) -> int:
+    """How many prompt tokens a perfect prefix cache that starts empty could find, whatever the order of the samples.
+
+    Every node of the prompts' prefix tree must be computed once. Later questions find all that was said before.
+    """
+    ordered = sorted(sample.input_ids for sample in samples)
+    first = sum(_num_common(a, b) for a, b in itertools.pairwise(ordered))
+    for sample in samples:
+        said = 0
+        for question, following in itertools.pairwise((sample, *sample.later)):
+            said += len(question.input_ids) + question.output_len
+            first += said + len(following.input_ids) - 1
+    return first
+
+
+def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def digest(samples: Sequence[Sample]) -> str:
-    """Names what was asked: equal for equal prompts and answer lengths, in order."""
-    content = json.dumps([[sample.input_ids, sample.output_len] for sample in samples], separators=(",", ":"))
+    """Names what was asked: equal for equal prompts, answer lengths and times, in order."""
+
+    def fields(sample: Sample) -> list[Any]:
+        more = [list(map(fields, sample.later)), sample.due_s]
+        return [sample.input_ids, sample.output_len, *(more if any(more) else [])]
+
+    content = json.dumps(list(map(fields, samples)), separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -154,7 +215,14 @@ def _random(options: DataOptions, vocabulary: Vocabulary, rng: random.Random) ->
         return rng.randint(max(1, int(greatest * options.random_range_ratio)), greatest)
 
     lengths = [(length(options.random_input), length(options.random_output)) for _ in range(options.count)]
-    return [Sample(_draw(rng, vocabulary, input_len), output_len) for input_len, output_len in lengths]
+    samples = [Sample(_draw(rng, vocabulary, input_len), output_len) for input_len, output_len in lengths]
+    for i, sample in enumerate(samples):
+        later = [
+            Sample(_draw(rng, vocabulary, length(options.random_input)), length(options.random_output))
+            for _ in range(options.turns - 1)
+        ]
+        samples[i] = replace(sample, later=tuple(later))
+    return samples
 
 
 def _shared_prefix(options: DataOptions, vocabulary: Vocabulary, rng: random.Random) -> list[Sample]:
@@ -170,18 +238,20 @@ def _shared_prefix(options: DataOptions, vocabulary: Vocabulary, rng: random.Ran
 
 
 def _sharegpt(options: DataOptions, vocabulary: Vocabulary, rng: random.Random) -> list[Sample]:
-    """The first question of each conversation, in an order drawn from the seed, answered as long as it was."""
+    """The first questions of each conversation, in an order drawn from the seed, answered as long as they were."""
     path = Path(options.dataset_path)
-    talks = [talk for entry in _conversations(path) if (talk := _first_turns(entry)) is not None]
+    talks = [talk for entry in _conversations(path) if (talk := _questions(entry, options.turns))]
     rng.shuffle(talks)
     samples: list[Sample] = []
-    for question, answer in talks:
+    for talk in talks:
         if len(samples) == options.count:
             break
-        ids = tuple(vocabulary.encode(question))
-        output_len = options.output_len or len(vocabulary.encode(answer))
-        if len(ids) >= SHORTEST and output_len >= SHORTEST:
-            samples.append(Sample(ids, output_len, question))
+        turns: list[Sample] = []
+        for question, answer in talk:
+            ids = tuple(vocabulary.encode(question))
+            turns.append(Sample(ids, options.output_len or len(vocabulary.encode(answer)), question))
+        if all(len(turn.input_ids) >= SHORTEST and turn.output_len >= SHORTEST for turn in turns):
+            samples.append(replace(turns[0], later=tuple(turns[1:])))
     return _enough(samples, options, "conversations")
 
 
@@ -195,15 +265,23 @@ def _conversations(path: Path) -> list[Any]:
     return content
 
 
-def _first_turns(entry: Any) -> tuple[str, str] | None:
+def _questions(entry: Any, most: int) -> list[tuple[str, str]]:
+    """The first questions with their answers, until one is missing."""
     turns = entry.get("conversations") if isinstance(entry, dict) else None
-    said = [turn.get("value") for turn in turns[:2] if isinstance(turn, dict)] if isinstance(turns, list) else []
-    texts = [text for text in said if isinstance(text, str) and text]
-    return (texts[0], texts[1]) if len(texts) == 2 else None
+    said = [turn.get("value") if isinstance(turn, dict) else "" for turn in turns] if isinstance(turns, list) else []
+    pairs: list[tuple[str, str]] = []
+    for question, answer in zip(said[::2], said[1::2], strict=False):
+        if len(pairs) == most or not (isinstance(question, str) and isinstance(answer, str) and question and answer):
+            break
+        pairs.append((question, answer))
+    return pairs
 
 
 def _jsonl(options: DataOptions, vocabulary: Vocabulary, rng: random.Random) -> list[Sample]:
-    """The first lines, in their order: {"prompt": text or ids, "output_len": tokens}."""
+    """The first lines, in their order: {"prompt": text or ids, "output_len": tokens}.
+
+    With a "timestamp" in seconds or a "timestamp_ms" on every line they are a trace, and sorted by it.
+    """
     path = Path(options.dataset_path)
     samples: list[Sample] = []
     for number, line in _lines(path):
@@ -212,6 +290,14 @@ def _jsonl(options: DataOptions, vocabulary: Vocabulary, rng: random.Random) -> 
         samples.append(_sample(line, f"line {number} of {path}", options, vocabulary))
     if not samples:
         raise ConfigError(f"--dataset-path {path} has no prompts.", param="--dataset-path")
+    timed = [sample for sample in samples if sample.due_s is not None]
+    if timed and len(timed) < len(samples):
+        message = f"{path}: {len(samples) - len(timed)} of {len(samples)} lines have no timestamp, the others have one."
+        raise ConfigError(message, param="--dataset-path")
+    if timed:
+        start_s = min(sample.due_s or 0.0 for sample in timed)
+        samples = [replace(sample, due_s=(sample.due_s or 0.0) - start_s) for sample in timed]
+        samples.sort(key=lambda sample: sample.due_s or 0.0)
     return samples if options.num_prompts is None else _enough(samples, options, "prompts")
 
 
@@ -233,7 +319,22 @@ def _sample(line: str, where: str, options: DataOptions, vocabulary: Vocabulary)
     if type(output_len) is not int or output_len < 1:
         message = f'{where} has no "output_len" of at least 1; add it, or pass --sharegpt-output-len for all.'
         raise ConfigError(message, param="--sharegpt-output-len")
-    return Sample(tuple(prompt), output_len) if is_ids else Sample(tuple(vocabulary.encode(prompt)), output_len, prompt)
+    due_s = _timestamp(entry, where)
+    if is_ids:
+        return Sample(tuple(prompt), output_len, due_s=due_s)
+    return Sample(tuple(vocabulary.encode(prompt)), output_len, prompt, due_s=due_s)
+
+
+def _timestamp(entry: Mapping[str, Any], where: str) -> float | None:
+    """Seconds, from either spelling."""
+    for name, unit_s in (("timestamp", 1.0), ("timestamp_ms", 1e-3)):
+        value = entry.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ConfigError(f'{where}: "{name}" must be a number, got {value!r}.', param="--dataset-path")
+        return float(value) * unit_s
+    return None
 
 
 def _enough(samples: list[Sample], options: DataOptions, what: str) -> list[Sample]:
@@ -252,6 +353,7 @@ def _read(path: Path) -> str:
 
 
 FILES = ("sharegpt", "jsonl")
+CONVERSATIONS = ("random", "sharegpt")
 DATASETS: Mapping[str, Callable[[DataOptions, Vocabulary, random.Random], list[Sample]]] = {
     "random": _random,
     "sharegpt": _sharegpt,

@@ -1,4 +1,4 @@
-"""What a one-batch benchmark can run: this engine and transformers, behind one small interface."""
+"""What a one-batch benchmark can run: this engine, and others behind the same small interface."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from sgl.engine.api import AsyncEngine, GenerateRequest
 from sgl.engine.base.config import EngineConfig
@@ -17,10 +17,16 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass
 class Timing:
-    """When a batch began and when each of its tokens came (seconds of `time.perf_counter`)."""
+    """When a batch began and when each of its tokens came (seconds of `time.perf_counter`).
+
+    Args:
+        tokens: by request.
+        cached: prompt tokens that were not computed again; None if the engine does not say.
+    """
 
     start_s: float
-    tokens: list[list[float]] = field(default_factory=list)  # per request
+    tokens: list[list[float]] = field(default_factory=list)
+    cached: int | None = None
 
     @property
     def prefilled_s(self) -> float:
@@ -50,13 +56,13 @@ class BatchEngine(Protocol):
 
 
 class SglEngine:
-    """This engine, in this process, through the API that everybody uses."""
+    """This engine, in this process or in one of its own, through the API that everybody uses."""
 
     name = "sgl"
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, in_process: bool = True) -> None:
         self._loop = asyncio.new_event_loop()
-        self.engine = AsyncEngine.start(config, in_process=True)
+        self.engine = AsyncEngine.start(config, in_process=in_process)
 
     def run(self, prompts: Prompts, output_len: int) -> Timing:
         return self._loop.run_until_complete(self._run(prompts, output_len))
@@ -65,63 +71,13 @@ class SglEngine:
         sampling = SamplingParams(max_new_tokens=output_len, temperature=0.0, ignore_eos=True)
         requests = [GenerateRequest(input_ids=list(ids), sampling=sampling, stream=True) for ids in prompts]
         timing = Timing(time.perf_counter(), [[] for _ in prompts])
+        cached = [0] * len(prompts)
         async for position, item in self.engine.generate_batch(requests):
             timing.tokens[position] += [time.perf_counter()] * len(item.token_ids)
+            cached[position] = item.cached_tokens
+        timing.cached = sum(cached)
         return timing
 
     def close(self) -> None:
         self._loop.run_until_complete(self.engine.shutdown())
         self._loop.close()
-
-
-class TransformersEngine:
-    """transformers' ``generate`` over one padded batch, with its defaults."""
-
-    name = "transformers"
-
-    def __init__(self, config: EngineConfig) -> None:
-        import torch
-        import transformers
-
-        from sgl.engine.base.dtypes import torch_dtype
-
-        log: Any = transformers.logging
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-        torch.set_num_threads(config.kernel.cpu_threads or torch.get_num_threads())
-        dtype = torch_dtype(config.model.dtype)
-        auto: Any = transformers.AutoModelForCausalLM
-        if config.model.load_format == "dummy":
-            shape = transformers.AutoConfig.from_pretrained(config.model.model_path)
-            self._model = auto.from_config(shape, dtype=dtype).eval()
-        else:
-            self._model = auto.from_pretrained(config.model.model_path, dtype=dtype).eval()
-        self._model.generation_config.eos_token_id = None
-
-    def run(self, prompts: Prompts, output_len: int) -> Timing:
-        import torch
-        import transformers
-
-        timing = Timing(0.0, [[] for _ in prompts])
-
-        def note(input_ids: Any, scores: Any, **_: Any) -> Any:
-            now = time.perf_counter()
-            for times in timing.tokens:
-                times.append(now)
-            return torch.zeros(len(prompts), dtype=torch.bool)
-
-        ids = torch.tensor([list(prompt) for prompt in prompts])
-        timing.start_s = time.perf_counter()
-        self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=output_len,
-            min_new_tokens=output_len,
-            do_sample=False,
-            pad_token_id=0,
-            stopping_criteria=transformers.StoppingCriteriaList([note]),
-        )
-        return timing
-
-    def close(self) -> None:
-        del self._model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sgl.engine.base.errors import ConfigError
 
@@ -17,6 +19,8 @@ class Outcome:
     Args:
         arrivals: (when, tokens that came then); the count is None where the server does not say.
         input_len, output_len, cached_len: as the engine counted them; cached is None where it does not say.
+        output_ids: of the answer; empty where only its text is known.
+        turn: which question of a conversation, from 0.
         error: why it failed; empty if it did not.
     """
 
@@ -27,6 +31,8 @@ class Outcome:
     output_len: int = 0
     cached_len: int | None = None
     text: str = ""
+    output_ids: Sequence[int] = ()
+    turn: int = 0
     error: str = ""
 
     @property
@@ -104,6 +110,22 @@ def summarize(outcomes: Iterable[Outcome], duration_s: float) -> Figures:
     return figures
 
 
+def by_turn(outcomes: Iterable[Outcome]) -> list[dict[str, float | int]]:
+    """Times to the first token by question of a conversation; empty where no conversation has a second one."""
+    found: dict[int, list[Outcome]] = {}
+    for outcome in outcomes:
+        if not outcome.error:
+            found.setdefault(outcome.turn, []).append(outcome)
+    if len(found) < 2:
+        return []
+    turns = []
+    for turn, done in sorted(found.items()):
+        values = [1e3 * outcome.ttft_s for outcome in done if outcome.ttft_s is not None]
+        figures = {f"{name}_ttft_ms": f(values) if values else 0.0 for name, f in STATISTICS.items()}
+        turns.append({"turn": turn + 1, "completed": len(done), **figures})
+    return turns
+
+
 def num_cached(done: Sequence[Outcome]) -> int | None:
     """Prompt tokens that were not computed again; None if that was not said of all."""
     counts = [outcome.cached_len for outcome in done if outcome.cached_len is not None]
@@ -122,6 +144,48 @@ def throughput(done: Sequence[Outcome], duration_s: float) -> Figures:
         "input_throughput": _rate(num_input, duration_s),
         "output_throughput": _rate(num_output, duration_s),
         "total_throughput": _rate(num_input + num_output, duration_s),
+    }
+
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Two of the values, between which the median of all that could be measured lies with this confidence."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+def interval_of_median(values: Sequence[float]) -> Interval | None:
+    """The narrowest interval of order statistics that has at least 95% confidence; None for a single value.
+
+    Free of any distribution: each of n independent values lies below the median with probability 1/2, so the k-th
+    smallest and the k-th greatest miss it with a probability of the binomial distribution (Thompson 1936). Fewer than
+    6 values have no such interval: theirs is their range, with the confidence that it has.
+    """
+    count, ordered = len(values), sorted(values)
+    if count < 2:
+        return None
+    below = list(itertools.accumulate(math.comb(count, i) / 2**count for i in range(count // 2)))
+    # Of the k smallest: the interval from the k-th misses the median if fewer than k values lie below it, or above it.
+    ranks = [rank for rank in range(count // 2) if 1 - 2 * below[rank] >= CONFIDENCE]
+    rank = max(ranks, default=0)
+    return Interval(ordered[rank], ordered[-1 - rank], 1 - 2 * below[rank])
+
+
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of the figures of several runs and their intervals: {"medians", "intervals", "confidence", "repeats"}."""
+    names = [name for name, value in runs[0].items() if type(value) in (int, float)]
+    series = {name: [run[name] for run in runs] for name in names if all(name in run for run in runs)}
+    intervals = {name: interval_of_median(values) for name, values in series.items()}
+    return {
+        "repeats": len(runs),
+        "medians": {name: statistics.median(values) for name, values in series.items()},
+        "intervals": {name: [found.low, found.high] for name, found in intervals.items() if found is not None},
+        "confidence": next((found.confidence for found in intervals.values() if found is not None), None),
     }
 
 

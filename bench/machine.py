@@ -1,7 +1,7 @@
 """What this machine can do, in a few seconds: memory, arithmetic, the engine's kernels against both, and call costs.
 
-Measures the CPU in float32 and bfloat16. int8 rates and a GPU's are not measured: the engine has no int8 kernel to hold
-against them, and the kernels here are the CPU's.
+Measures the CPU: torch's products in float32, bfloat16 and int8 (oneDNN's, u8 x s8), and the engine's own in the
+formats that it has. A GPU's memory, tensor cores and launches are not measured.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sgl
 from sgl.bench import provenance
@@ -25,14 +26,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARES = {
-    "gemv_bandwidth": "read_bandwidth",
+    "gemv_bf16": "read_bandwidth",
+    "gemv_int8": "read_bandwidth",
+    "gemv_int4": "read_bandwidth",
     "gemm_bf16": "matmul_bf16",
+    "gemm_int8": "matmul_int8",
+    "gemm_int4": "matmul_int8",  # 4 bits are multiplied as 8
 }
 """What the engine's kernels are held against."""
 
-
 MOST_SWITCHES = 50.0
 """More involuntary context switches per second than that, and the figures are not kept for other runs."""
+
+
+class Layer(Protocol):
+    """x [M, K] in bf16 -> [M, N], by a weight that was packed before."""
+
+    @property
+    def packed_bytes(self) -> int: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+Make = Callable[..., Layer]
 
 
 @dataclass(frozen=True)
@@ -41,14 +57,15 @@ class Kernels:
 
     Args:
         build: names the code: other code, other figures.
-        pack: a weight [N, K] in bf16 to the function x [M, K] -> [M, N].
+        layers: by weight format, what makes a layer: bf16 of its weight [N, K]; int8 and int4 of values in uint8
+            [N, K], scales [N, groups], bits and inputs per group.
         call: a native call on nothing: what every call costs.
         set_threads: how many threads the calls use.
         missing: why there are none; then the others are not used.
     """
 
     build: str
-    pack: Callable[[Tensor], Callable[[Tensor], Tensor]]
+    layers: Mapping[str, Make]
     call: Callable[[], object]
     set_threads: Callable[[int], None]
     missing: str = ""
@@ -60,9 +77,9 @@ class Sizes:
 
     probe_bytes: int = 1 << 29
     matmul: int = 2048
-    gemv: tuple[int, int] = (32768, 4096)  # N, K: 256 MiB of bf16
+    gemv: tuple[int, int] = (32768, 4096)  # N, K: 64 MiB of int4
     gemm: tuple[int, int, int] = (512, 4096, 4096)  # M, N, K
-    budget_s: float = 0.2  # for one figure
+    budget_s: float = 0.15  # for one figure
 
 
 @dataclass
@@ -115,19 +132,43 @@ def measure(
         fresh: measure everything.
         note: told what is being measured.
     """
+    kernels.set_threads(cores())
+    with _threads(cores()):
+        return _measure(kernels, list(_groups(kernels)), fresh, note, sizes, bandwidth=True)
+
+
+def use_threads(count: int) -> None:
+    """As many as the engine has that is measured from outside."""
     import torch
 
-    torch.set_num_threads(cores())
-    kernels.set_threads(cores())
+    torch.set_num_threads(count)
+
+
+def peaks(kernels: Kernels, note: Callable[[str], None] = lambda _: None, sizes: Sizes = Sizes()) -> Ceilings:
+    """The rates of arithmetic only, with as many threads as torch has now; from the cache if they are there."""
+    groups = [group for group in _groups(kernels) if group.is_peak]
+    return _measure(kernels, groups, False, note, sizes, bandwidth=False)
+
+
+def _measure(
+    kernels: Kernels,
+    groups: Sequence[_Group],
+    fresh: bool,
+    note: Callable[[str], None],
+    sizes: Sizes,
+    *,
+    bandwidth: bool,
+) -> Ceilings:
     ceilings = Ceilings(provenance.describe(), note=kernels.missing)
     file = _cache_file(ceilings.machine, kernels, sizes)
-    known = {} if fresh else _read(file)
+    known = _read(file)
     begin_s, switches = time.perf_counter(), _switches()
     try:
-        note("memory bandwidth")
-        _measure_bandwidth(ceilings, sizes)
-        for group in _groups(kernels):
-            if group.keeps and set(group.names) <= set(known):
+        if bandwidth:
+            note("memory bandwidth")
+            _measure_bandwidth(ceilings, sizes)
+        for group in groups:
+            if group.keeps and not fresh and set(group.names) <= set(known):
                 ceilings.figures |= {name: known[name] for name in group.names}
                 ceilings.cached += group.names
             else:
@@ -144,26 +185,34 @@ def measure(
 
 @dataclass(frozen=True)
 class _Group:
-    """Figures that are measured together; ``keeps`` says that they need no second measurement on this machine."""
+    """Figures that are measured together.
+
+    Args:
+        keeps: whether they need no second measurement on this machine.
+        is_peak: whether they are rates of arithmetic.
+    """
 
     title: str
     names: tuple[str, ...]
     measure: Callable[[Sizes], Sequence[float]]
     keeps: bool = True
+    is_peak: bool = False
 
 
 def _groups(kernels: Kernels) -> Iterator[_Group]:
-    if not kernels.missing:
+    import torch
+
+    for name, make in kernels.layers.items():
         # Bound by the bandwidth, which changes by the minute, so it is held against that of the same minute.
-        yield _Group(
-            "the engine's matrix-vector product",
-            ("gemv_bandwidth",),
-            lambda sizes: [_gemv(kernels, sizes)],
-            keeps=False,
-        )
-    yield _Group("matrix products", ("matmul_fp32", "matmul_bf16"), _matmul)
+        title = f"the engine's {name} matrix-vector product"
+        yield _Group(title, (f"gemv_{name}",), partial(_gemv, name, make), keeps=False)
+    yield _Group("matrix products", ("matmul_fp32", "matmul_bf16"), _matmul, is_peak=True)
+    if "onednn" in torch.backends.quantized.supported_engines:
+        yield _Group("int8 matrix products", ("matmul_int8",), _matmul_int8, is_peak=True)
+    for name, make in kernels.layers.items():
+        title = f"the engine's {name} matrix product"
+        yield _Group(title, (f"gemm_{name}",), partial(_gemm, name, make), is_peak=True)
     if not kernels.missing:
-        yield _Group("the engine's matrix product", ("gemm_bf16",), lambda sizes: [_gemm(kernels, sizes)])
         yield _Group("native calls", ("native_call", "thread_team"), lambda sizes: _native_calls(kernels, sizes))
     yield _Group("Python and torch calls", ("python_call", "torch_op"), _calls)
 
@@ -192,26 +241,47 @@ def _matmul(sizes: Sizes) -> list[float]:
     return rates
 
 
-def _gemv(kernels: Kernels, sizes: Sizes) -> float:
+def _matmul_int8(sizes: Sizes) -> list[float]:
+    """oneDNN's, with activations in u8: its products of signed activations are hundreds of times slower."""
+    import torch
+
+    n, ops = sizes.matmul, torch.ops.onednn
+    weight = ops.qlinear_prepack(torch.ones(n, n, dtype=torch.int8), None)
+    x = torch.full((n, n), 129, dtype=torch.uint8)
+    scales, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int64)
+    behind: tuple[Any, ...] = (1.0, 0, torch.bfloat16, "none", [], "")
+
+    def run() -> object:
+        return ops.qlinear_pointwise(x, 1.0, 128, weight, scales, zeros, None, *behind)
+
+    return [2 * n**3 / _best(run, sizes.budget_s)]
+
+
+def _ones(name: str, make: Make, columns: int, inner: int) -> Layer:
+    """A layer whose weights are all 1."""
+    import torch
+
+    if name == "bf16":
+        return make(torch.ones(columns, inner, dtype=torch.bfloat16))
+    bits, group = {"int8": (8, inner), "int4": (4, 32)}[name]
+    values = torch.full((columns, inner), (1 << bits - 1) + 1, dtype=torch.uint8)
+    return make(values, torch.ones(columns, -(-inner // group)), bits, group)
+
+
+def _gemv(name: str, make: Make, sizes: Sizes) -> list[float]:
     import torch
 
     columns, inner = sizes.gemv
-    linear, x = kernels.pack(_weight(columns, inner)), torch.ones(1, inner, dtype=torch.bfloat16)
-    return 2 * columns * inner / _best(lambda: linear(x), sizes.budget_s)
+    layer, x = _ones(name, make, columns, inner), torch.ones(1, inner, dtype=torch.bfloat16)
+    return [layer.packed_bytes / _best(lambda: layer(x), sizes.budget_s)]
 
 
-def _gemm(kernels: Kernels, sizes: Sizes) -> float:
+def _gemm(name: str, make: Make, sizes: Sizes) -> list[float]:
     import torch
 
     rows, columns, inner = sizes.gemm
-    linear, x = kernels.pack(_weight(columns, inner)), torch.ones(rows, inner, dtype=torch.bfloat16)
-    return 2 * rows * columns * inner / _best(lambda: linear(x), sizes.budget_s)
-
-
-def _weight(columns: int, inner: int) -> Tensor:
-    import torch
-
-    return torch.ones(columns, inner, dtype=torch.bfloat16)
+    layer, x = _ones(name, make, columns, inner), torch.ones(rows, inner, dtype=torch.bfloat16)
+    return [2 * rows * columns * inner / _best(lambda: layer(x), sizes.budget_s)]
 
 
 def _native_calls(kernels: Kernels, sizes: Sizes) -> list[float]:

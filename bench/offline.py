@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sgl.bench.bandwidth import BandwidthProbe, moved
+from sgl.bench.contamination import Clocks, check_cache
 from sgl.bench.data import Sample
-from sgl.bench.figures import Outcome, num_cached, throughput
-from sgl.bench.load import Run, Send, Traffic, warm_up_with
+from sgl.bench.figures import Outcome, by_turn, num_cached, throughput
+from sgl.bench.load import Run, Traffic, warm_up_with
 from sgl.engine.api import AsyncEngine, GenerateRequest
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import SamplingParams
@@ -19,48 +19,66 @@ _FLUSH_TIMEOUT_S = 5.0
 
 
 class Offline:
-    """One run: all samples at once, the prefix cache empty at the start.
+    """The engine as a benchmark sees it: all requests are its own.
 
     Args:
-        run: takes the outcomes.
         ignore_eos: whether answers have exactly the tokens asked for.
     """
 
-    def __init__(self, engine: AsyncEngine, run: Run, ignore_eos: bool = True) -> None:
-        self._engine = engine
-        self._run = run
-        self._send = _sender(engine, ignore_eos)
-        self._probe = BandwidthProbe()
-        self._before = 0.0
+    is_local = True
 
-    async def measure(self, samples: Sequence[Sample], warm_up: Sequence[Sample]) -> None:
+    def __init__(self, engine: AsyncEngine, ignore_eos: bool = True) -> None:
+        self._engine = engine
+        self._ignore_eos = ignore_eos
+        self._clocks = Clocks.now()
+
+    async def measure(
+        self, run: Run, samples: Sequence[Sample], traffic: Traffic, warm_up: Sequence[Sample], *, flush: bool
+    ) -> None:
         """
         Raises:
-            SglError: a warm-up request failed.
+            SglError: a warm-up request failed, or the cache cannot be emptied.
         """
         await warm_up_with(warm_up, self._send)
-        await self._flush()
-        self._before = self._probe.measure()
-        await self._run.drive(samples, Traffic(), self._send)
+        if flush:
+            await self._flush()
+        self._clocks = Clocks.now()
+        await run.drive(samples, traffic, self._send, _follow)
 
-    def result(self) -> dict[str, Any]:
-        """Figures of what was measured, by SGLang's names, with the bandwidth (bytes per second) of that minute."""
-        done = [outcome for outcome in self._run.outcomes if not outcome.error]
-        failed = [outcome for outcome in self._run.outcomes if outcome.error]
-        figures = throughput(done, self._run.duration_s)
-        after = self._probe.measure()
+    def verify(self, run: Run, samples: Sequence[Sample], cache_state: str) -> list[str]:
+        """
+        Raises:
+            ContaminatedError: the clock jumped, or the cache was in another state than declared.
+        """
+        self._clocks.check(Clocks.now())
+        check_cache(cache_state, samples, run.outcomes)
+        return []
+
+    def result(self, run: Run, traffic: Traffic, slo: dict[str, float], *, flush: bool) -> dict[str, Any]:
+        """Figures of what was measured, by SGLang's names."""
+        done = [outcome for outcome in run.outcomes if not outcome.error]
+        failed = [outcome for outcome in run.outcomes if outcome.error]
+        figures = throughput(done, run.duration_s)
+        turns = by_turn(done)
         return {
             "successful_requests": figures.pop("completed"),
             **figures,
             "total_cached_tokens": num_cached(done),
-            "cache_state": "flushed",
-            "bandwidth_before": self._before,
-            "bandwidth_after": after,
-            "bandwidth_moved": moved(self._before, after),
+            **({"turns": turns} if turns else {}),
             "failed": len(failed),
             "first_error": failed[0].error if failed else "",
-            "interrupted": self._run.interrupted,
+            "interrupted": run.interrupted,
         }
+
+    async def _send(self, sample: Sample, outcome: Outcome) -> None:
+        sampling = SamplingParams(max_new_tokens=sample.output_len, temperature=0.0, ignore_eos=self._ignore_eos)
+        async for item in self._engine.generate(GenerateRequest(input_ids=sample.prompt_ids, sampling=sampling)):
+            outcome.input_len = item.prompt_tokens
+            outcome.output_len = item.completion_tokens
+            outcome.cached_len = item.cached_tokens
+            outcome.output_ids = item.output_ids
+            if item.first_token_s is not None:  # on the clock of the event loop
+                outcome.arrivals = [(item.first_token_s, 1)]
 
     async def _flush(self) -> None:
         """Empties the prefix cache as soon as the engine is idle."""
@@ -71,12 +89,5 @@ class Offline:
             await asyncio.sleep(0.01)
 
 
-def _sender(engine: AsyncEngine, ignore_eos: bool) -> Send:
-    async def send(sample: Sample, outcome: Outcome) -> None:
-        sampling = SamplingParams(max_new_tokens=sample.output_len, temperature=0.0, ignore_eos=ignore_eos)
-        async for item in engine.generate(GenerateRequest(input_ids=sample.input_ids, sampling=sampling)):
-            outcome.input_len = item.prompt_tokens
-            outcome.output_len = item.completion_tokens
-            outcome.cached_len = item.cached_tokens
-
-    return send
+def _follow(sample: Sample, outcome: Outcome) -> Sample | None:
+    return sample.follow(outcome.output_ids, outcome.text)

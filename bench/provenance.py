@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import sgl
-from sgl.bench.data import Sample, digest
+from sgl.bench.data import Sample, digest, num_requests
+from sgl.engine.base import machine
 from sgl.engine.base.errors import ConfigError
-from sgl.engine.base.machine import Machine, detect
+from sgl.engine.base.machine import name_of as name_of
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "httpx")
 
 
-def describe(machine: Machine | None = None) -> dict[str, str | int | float]:
-    """The machine, by what does not change from run to run; ``fingerprint`` names all of it."""
-    machine = machine or detect()
-    facts: dict[str, str | int | float] = {
-        "device": machine.device,
-        "device_name": machine.device_name,
-        "cores": machine.cores,
-        "isa": machine.isa,
-        "memory_gib": round(machine.memory_bytes / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-    }
-    return {"fingerprint": name_of(facts), **facts}
-
-
-def name_of(facts: object) -> str:
-    """A short name for a JSON value: equal for equal values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+def describe() -> dict[str, str | int | float]:
+    """This machine; its ``fingerprint`` is also the one that tuned values are kept under."""
+    return machine.describe(machine.detect())
 
 
 def versions() -> dict[str, str]:
@@ -49,17 +36,46 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(flags: Mapping[str, Any], seed: int, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The part of a result line that says where it comes from."""
+SCHEMA = 1
+"""Of result lines; another number where a key changes its meaning."""
+
+
+def head(kind: str, flags: Mapping[str, Any], seed: int, cache_state: str, data: Data) -> dict[str, Any]:
+    """What every result line begins with: which benchmark it is of, and where it comes from.
+
+    Args:
+        kind: one-batch, offline or serving.
+        flags: all of them, without secrets.
+        cache_state: of prefixes when the first request came: cold, warm or any.
+    """
     return {
+        "kind": kind,
+        "schema": SCHEMA,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sgl_version": sgl.__version__,
         "versions": versions(),
+        "machine": describe(),
         "flags": dict(flags),
         "seed": seed,
-        "dataset_hash": digest(samples),
-        "machine": describe(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "cache_state": cache_state,
+        "dataset_name": data.name,
+        "dataset_hash": data.hash,
+        "data": asdict(data),
     }
+
+
+@dataclass(frozen=True)
+class Data:
+    """The identity of what was asked: equal hashes are equal prompts, answer lengths and times, in order."""
+
+    name: str
+    hash: str
+    path: str
+    num_requests: int
+
+    @staticmethod
+    def of(name: str, samples: Sequence[Sample], path: str = "") -> Data:
+        return Data(name, digest(samples), path, num_requests(samples))
 
 
 def check_output(file: str) -> None:

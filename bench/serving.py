@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import msgspec
 
 from sgl.bench.backends import BACKENDS, Ask, Json
+from sgl.bench.contamination import Clocks, ContaminatedError, Facts, check_cache
 from sgl.bench.data import Sample
-from sgl.bench.figures import Outcome, goodput, summarize
+from sgl.bench.figures import Outcome, by_turn, goodput, summarize
 from sgl.bench.load import Run, Traffic, warm_up_with
 from sgl.engine.base import hub
+from sgl.engine.base.cost import Cost
 from sgl.engine.base.errors import ConfigError, SglError
 from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 _TIMEOUT = httpx.Timeout(10.0, read=6 * 3600.0, pool=None)  # an answer may wait long for its turn: that is measured
+_IDLE_TIMEOUT_S = 5.0
+_MODEL_KEYS = ("model_path", "tokenizer_path")
+_MODEL_OPTIONS = ("served_model_name", "revision", "dtype", "quantization", "weight_version")
 _NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
@@ -65,11 +71,13 @@ class Target:
 class Server:
     """A server that answered, and what it says of its model. Make it with `connect`."""
 
-    def __init__(self, target: Target, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, target: Target, model: str, tokenizer: Tokenizer, facts: Facts) -> None:
         self.target = target
         self.model = model
         self.tokenizer = tokenizer
+        self.facts = facts
         self._backend = BACKENDS[target.backend]
+        self._clocks = Clocks.now()
 
     @staticmethod
     def connect(target: Target) -> Server:
@@ -80,21 +88,17 @@ class Server:
             SglError: no server there, or it does not let us in.
         """
         target.check()
-        try:
-            with httpx.Client(base_url=target.base, headers=_headers(target), timeout=10.0) as client:
-                listed = client.get("/v1/models")
-                info = client.get("/get_model_info")
-        except httpx.HTTPError as error:
-            raise SglError(_unreachable(target.base, error), param="--base-url") from None
-        if listed.status_code in (401, 403):
-            raise SglError(f"{target.base} refused the key: pass --api-key or set OPENAI_API_KEY.", status=401)
-        names = [str(item.get("id") or "") for item in _object(listed).get("data") or () if isinstance(item, dict)]
-        model = target.model or next(iter(names), "")
-        told = _object(info)
-        source = target.tokenizer or str(told.get("tokenizer_path") or "") or model
+        facts = ask(target)
+        model = target.model or facts.model.get("model", "")
+        source = target.tokenizer or facts.model.get("tokenizer_path", "") or model
         if not source:
             raise ConfigError(f"{target.base} does not say what model it has; pass --model.", param="--model")
-        return Server(target, model, _tokenizer(source))
+        return Server(target, model, _tokenizer(source), facts)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, whose memory it then shares."""
+        return httpx.URL(self.target.base).host in ("127.0.0.1", "localhost", "::1")
 
     async def measure(
         self, run: Run, samples: Sequence[Sample], traffic: Traffic, warm_up: Sequence[Sample], *, flush: bool
@@ -102,6 +106,7 @@ class Server:
         """Warms up, empties the prefix cache if that is wanted, and sends the samples.
 
         Raises:
+            ContaminatedError: the server is busy with requests of others.
             SglError: a warm-up request failed, or the cache cannot be emptied.
         """
         client = httpx.AsyncClient(
@@ -112,17 +117,33 @@ class Server:
             await self._send(client, sample, outcome)
 
         async with client:
-            await warm_up_with(warm_up, send)
+            await warm_up_with(warm_up, send, traffic.max_concurrency)
+            self.facts = await self._idle()
             if flush:
                 await self._flush(client)
-            await run.drive(samples, traffic, send)
+            self._clocks = Clocks.now()
+            await run.drive(samples, traffic, send, self._follow)
+
+    def verify(self, run: Run, samples: Sequence[Sample], cache_state: str) -> list[str]:
+        """Makes sure that what was measured is what was meant; notes on what could not be found out.
+
+        Raises:
+            ContaminatedError: the clock jumped, the server worked for others or changed, or the cache was in another
+                state than declared.
+        """
+        self._clocks.check(Clocks.now())
+        self.facts.check(ask(self.target), run.num_sent)
+        note = check_cache(cache_state, samples, run.outcomes)
+        alone = "" if self.facts.num_requests is not None else "The server does not say whether it worked for others."
+        return [text for text in (note, alone) if text]
 
     def result(self, run: Run, traffic: Traffic, slo: dict[str, float], *, flush: bool) -> dict[str, Any]:
         """Figures of what was measured, by SGLang's names."""
-        finite = not math.isinf(traffic.request_rate)
+        finite = traffic.request_rate is not None and not math.isinf(traffic.request_rate)
         texts = [outcome.text for outcome in run.outcomes if not outcome.error]
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False) if texts else []
         bounds = {"slo": slo, **goodput(run.outcomes, run.duration_s, slo)} if slo else {}
+        turns = by_turn(run.outcomes)
         return {
             "backend": self.target.backend,
             "base_url": self.target.base,
@@ -130,12 +151,35 @@ class Server:
             "request_rate": traffic.request_rate if finite else "inf",
             "arrival": traffic.arrival if finite else "at once",
             "max_concurrency": traffic.max_concurrency,
-            "cache_state": "flushed" if flush else "unknown",
+            "cache_state": "cold" if flush else "any",
             **summarize(run.outcomes, run.duration_s),
+            **({"turns": turns} if turns else {}),
             "total_output_tokens_retokenized": sum(map(len, encoded)),
             **bounds,
             "interrupted": run.interrupted,
         }
+
+    def _follow(self, sample: Sample, outcome: Outcome) -> Sample | None:
+        """The next question of a conversation; the answer is known by its text."""
+        if not sample.later:
+            return None
+        answer_ids = self.tokenizer.encode(outcome.text, add_special_tokens=False)
+        return replace(sample, text=self._text(sample)).follow(answer_ids, outcome.text)
+
+    def _text(self, sample: Sample) -> str:
+        """The question; decoded from its ids where it was drawn, and the server wants text."""
+        return sample.text if sample.text or not self._backend.sends_text else self.tokenizer.decode(sample.input_ids)
+
+    async def _idle(self) -> Facts:
+        """What the server says as soon as it is idle."""
+        deadline_s = time.monotonic() + _IDLE_TIMEOUT_S
+        while (facts := ask(self.target)).num_active:
+            if time.monotonic() > deadline_s:
+                raise ContaminatedError(
+                    f"{self.target.base} is busy with {facts.num_active} requests of others; nothing was measured."
+                )
+            await asyncio.sleep(0.05)
+        return facts
 
     async def _flush(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/flush_cache")
@@ -146,12 +190,9 @@ class Server:
 
     async def _send(self, client: httpx.AsyncClient, sample: Sample, outcome: Outcome) -> None:
         backend, target = self._backend, self.target
-        text = sample.text
-        if backend.sends_text and not text:
-            text = self.tokenizer.decode(sample.input_ids)
-        ask = Ask(sample, text, self.model, target.ignore_eos and backend.extends_openai)
+        request = Ask(sample, self._text(sample), self.model, target.ignore_eos and backend.extends_openai)
         try:
-            async with client.stream("POST", backend.path, json=backend.body(ask)) as response:
+            async with client.stream("POST", backend.path, json=backend.body(request)) as response:
                 if response.status_code != 200:
                     raise SglError(_refusal(response.status_code, await response.aread()))
                 await self._read(response, outcome)
@@ -178,6 +219,44 @@ class Server:
                 raise SglError(message) from None
         if not is_over:  # a few servers end without [DONE]
             raise SglError("The connection broke off: the answer is not complete.")
+
+
+def ask(target: Target) -> Facts:
+    """What a server says of itself; only ours says all of it.
+
+    Raises:
+        SglError: no server there, or it does not let us in.
+    """
+    try:
+        with httpx.Client(base_url=target.base, headers=_headers(target), timeout=10.0) as client:
+            listed, info, server = map(client.get, ("/v1/models", "/get_model_info", "/get_server_info"))
+    except httpx.HTTPError as error:
+        raise SglError(_unreachable(target.base, error), param="--base-url") from None
+    if listed.status_code in (401, 403):
+        raise SglError(f"{target.base} refused the key: pass --api-key or set OPENAI_API_KEY.", status=401)
+    if listed.status_code == 503:
+        raise SglError(f"{target.base} is not ready: {_refusal(503, listed.content)}", status=503, retryable=True)
+    names = [str(item.get("id") or "") for item in _object(listed).get("data") or () if isinstance(item, dict)]
+    told, more = _object(info), _object(server)
+    named = {"model": next(iter(names), ""), **{key: told.get(key) for key in _MODEL_KEYS}}
+    named |= {key: more.get(key) for key in _MODEL_OPTIONS}
+    told_load = more.get("load")
+    load = told_load if isinstance(told_load, dict) else {}
+    return Facts(
+        {key: str(value) for key, value in named.items() if value},
+        num_active=load.get("num_active"),
+        num_requests=load.get("num_requests"),
+        cost=_cost(more.get("cost")),
+        cores=more.get("cpu_threads"),
+        chunk=more.get("chunked_prefill_size"),
+    )
+
+
+def _cost(told: object) -> Cost:
+    try:
+        return msgspec.convert(told, Cost)
+    except msgspec.ValidationError:
+        return Cost()
 
 
 def _event(data: str) -> Json:

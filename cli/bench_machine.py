@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,15 +11,20 @@ from sgl.cli import console
 from sgl.cli.options import command_of
 
 if TYPE_CHECKING:
-    from sgl.bench.machine import Ceilings, Kernels
+    from sgl.bench.machine import Ceilings, Kernels, Layer, Make
 
 ROWS = {
     "read_bandwidth": ("memory: read, {threads}", "GB/s", 1e9),
     "copy_bandwidth": ("memory: copy, read and written", "GB/s", 1e9),
     "matmul_fp32": ("matrix product, fp32", "GFLOP/s", 1e9),
     "matmul_bf16": ("matrix product, bf16", "GFLOP/s", 1e9),
-    "gemv_bandwidth": ("engine: linear layer, bf16, 1 row", "GB/s", 1e9),
+    "matmul_int8": ("matrix product, int8", "GOP/s", 1e9),
+    "gemv_bf16": ("engine: linear layer, bf16, 1 row", "GB/s", 1e9),
+    "gemv_int8": ("engine: linear layer, int8, 1 row", "GB/s", 1e9),
+    "gemv_int4": ("engine: linear layer, int4, 1 row", "GB/s", 1e9),
     "gemm_bf16": ("engine: linear layer, bf16, 512 rows", "GFLOP/s", 1e9),
+    "gemm_int8": ("engine: linear layer, int8, 512 rows", "GOP/s", 1e9),
+    "gemm_int4": ("engine: linear layer, int4, 512 rows", "GOP/s", 1e9),
     "native_call": ("engine: empty native call, 1 thread", "us", 1e-6),
     "thread_team": ("engine: start and barrier of threads", "us", 1e-6),
     "python_call": ("Python call", "us", 1e-6),
@@ -27,7 +32,11 @@ ROWS = {
 }
 """What is shown: title, unit, and how large the unit is."""
 
-CEILINGS = {"gemv_bandwidth": "of the read bandwidth", "gemm_bf16": "of torch's bf16"}
+CEILINGS = {
+    "read_bandwidth": "of the read bandwidth",
+    "matmul_bf16": "of torch's bf16",
+    "matmul_int8": "of torch's int8",
+}
 
 
 def machine(
@@ -40,7 +49,7 @@ def machine(
     from sgl.bench.machine import measure
 
     with console.err().status("preparing") as status:
-        ceilings = measure(_kernels(), fresh=fresh, note=lambda what: status.update(f"measuring: {what}"))
+        ceilings = measure(own_kernels(), fresh=fresh, note=lambda what: status.update(f"measuring: {what}"))
     if as_json:
         typer.echo(json.dumps(ceilings.to_dict(), indent=2))
     else:
@@ -52,21 +61,33 @@ def machine(
 command = command_of(machine)
 
 
-def _kernels() -> Kernels:
-    """The C++ kernels, or why there are none."""
+def own_kernels() -> Kernels:
+    """The C++ kernels in every format, or why there are none."""
     from sgl.bench.machine import Kernels
-    from sgl.kernels.cpu import linear, native
+    from sgl.kernels.cpu import native
 
     reason = native.missing()
     if reason:
-        return Kernels("none", lambda weight: weight.matmul, lambda: None, lambda count: None, missing=reason)
+        return Kernels("none", {}, lambda: None, lambda count: None, missing=reason)
     library = native.library()
+    nothing = (0,) * len(library.sgl_kv_store.argtypes)  # no tokens to store
     return Kernels(
         build=library._name,
-        pack=lambda weight: linear.pack(weight, None, "plain"),
-        call=lambda: library.sgl_kv_store(None, 0, None, 0, None, 0, 1, 2, 16, None, None),
+        layers=_layers(),
+        call=lambda: library.sgl_kv_store(*nothing),
         set_threads=lambda count: native.set_threads(library, count),
     )
+
+
+def _layers() -> dict[str, Make]:
+    """The linear layers by weight format."""
+    from sgl.kernels.cpu import linear
+    from sgl.kernels.ops.linear import QuantizedWeight
+
+    def quantized(values: Any, scales: Any, bits: Literal[4, 8], group: int) -> Layer:
+        return linear.linear_quantized(QuantizedWeight(values, scales, None, bits, group), None, "plain")
+
+    return {"bf16": lambda weight: linear.linear(weight, None, "plain"), "int8": quantized, "int4": quantized}
 
 
 def _print(ceilings: Ceilings) -> None:
@@ -93,8 +114,10 @@ def _print(ceilings: Ceilings) -> None:
 
 
 def _remark(ceilings: Ceilings, name: str) -> str:
+    from sgl.bench.machine import SHARES
+
     share = ceilings.share(name)
-    of = "" if share is None else f"{share:.0%} {CEILINGS[name]}"
+    of = "" if share is None else f"{share:.0%} {CEILINGS[SHARES[name]]}"
     return ", ".join(filter(None, [of, "cached" if name in ceilings.cached else ""]))
 
 

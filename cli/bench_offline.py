@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgl.cli import console
-from sgl.cli.bench_data import Progress, block_of, finish, with_data
+from sgl.cli import bench_data
+from sgl.cli.bench_data import Progress, block_of, finish, limit_row, rows_of, runs_row, warn, with_data
 from sgl.cli.options import ModelArgument, command_of, with_config, with_model
 from sgl.engine.base import sources
 from sgl.engine.base.config import EngineConfig, Given
+from sgl.engine.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl.bench.data import Vocabulary
+    from sgl.bench.series import Line
 
 ROWS = {
     "Successful requests": "successful_requests",
@@ -34,47 +40,78 @@ def offline(
     disable_ignore_eos: Annotated[
         bool, typer.Option("--disable-ignore-eos", help="Let answers end where the model ends them.")
     ] = False,
-    warmup_requests: Annotated[
-        int, typer.Option("--warmup-requests", help="Requests before the measured ones.", metavar="N", min=0)
-    ] = 1,
-    output_file: Annotated[
-        str, typer.Option("--output-file", "--result-filename", help="Append the result as JSON.", metavar="FILE")
-    ] = "",
+    engine_name: Annotated[
+        str, typer.Option("--engine", help="sgl, transformers, llama-cpp or openvino.", metavar="NAME")
+    ] = "sgl",
+    peer_model: Annotated[str, bench_data.PEER_MODEL] = "",
+    peer_python: Annotated[str, bench_data.PEER_PYTHON] = "",
+    repeats: Annotated[int, bench_data.repeats_option(1)] = 1,
+    cache_state: Annotated[str, bench_data.cache_state_option("cold")] = "cold",
+    warmup_requests: Annotated[int, bench_data.WARMUP] = 1,
+    min_limit: Annotated[str, bench_data.MIN_LIMIT] = "",
+    output_file: Annotated[str, bench_data.OUTPUT_FILE] = "",
 ) -> None:
     """Measure the throughput of the engine in this process on a data set, all requests at once."""
-    from sgl.bench import provenance
-    from sgl.bench.data import DataOptions, Vocabulary, load, warm_up
-    from sgl.bench.load import run_until_interrupt
+    from sgl.bench import limits, provenance, series
+    from sgl.bench.data import DataOptions, Vocabulary
     from sgl.bench.offline import Offline
+    from sgl.bench.peers import engine as peers
+    from sgl.bench.peers.offline import PeerOffline
+    from sgl.cli.bench_limit import yardstick_of
     from sgl.engine.api import AsyncEngine
 
-    options = DataOptions(**data)
-    options.check()
+    least = limits.parse_least(min_limit, (limits.RUN,))
+    plan = series.Plan(DataOptions(**data), repeats=repeats, warmup_requests=warmup_requests, cache_state=cache_state)
+    plan.check()
     provenance.check_output(output_file)
     config = sources.configure(_with_room(with_model(values, model)))
-    engine = AsyncEngine.start(config, in_process=True)
-    try:
-        vocabulary = Vocabulary.of(engine.tokenizer, engine.info.vocab_size)
-        samples = load(options, vocabulary)
-        with Progress(len(samples)) as run:
-            benchmark = Offline(engine, run, ignore_eos=not disable_ignore_eos)
-            run_until_interrupt(run, benchmark.measure(samples, warm_up(samples, warmup_requests, vocabulary)))
-        result = {"dataset_name": options.dataset_name, **benchmark.result()}
-    finally:
-        engine.close()
-    if output_file:
-        flags = {**data, "warmup_requests": warmup_requests, "disable_ignore_eos": disable_ignore_eos}
-        flags |= {"engine": _asked(config)}
-        provenance.append(output_file, {**result, **provenance.provenance(flags, options.seed, samples)})
-    rows = {name: result[key] for name, key in ROWS.items()}
-    before, after = result["bandwidth_before"] / 1e9, result["bandwidth_after"] / 1e9
-    rows["Memory bandwidth before, after (GB/s)"] = f"{before:.1f}, {after:.1f}"
-    if result["bandwidth_moved"]:
-        console.err().print("The memory bandwidth moved by more than 10%: others use this machine.", soft_wrap=True)
-    finish(result, block_of("Offline Throughput Benchmark Result", rows))
+    flags = {**data, "disable_ignore_eos": disable_ignore_eos, "repeats": repeats, "cache_state": cache_state}
+    flags |= {"warmup_requests": warmup_requests, "min_limit": min_limit, "engine": asked(config)}
+    flags |= {"engine_name": engine_name, "peer_model": peer_model}
+    lines: list[Line] = []
+    with contextlib.ExitStack() as stack:
+        benchmark: series.Bench
+        if engine_name == "sgl":
+            engine = stack.enter_context(contextlib.closing(AsyncEngine.start(config, in_process=True)))
+            plan = plan.against(yardstick_of(engine.info.cost, engine.config, required=bool(least)))
+            vocabulary = Vocabulary.of(engine.tokenizer, engine.info.vocab_size)
+            benchmark = Offline(engine, ignore_eos=not disable_ignore_eos)
+        else:
+            if least:
+                raise ConfigError("--min-limit needs --engine sgl, whose cost is known.", param="--min-limit")
+            pythons = peers.parse_python(peer_python)
+            peer = stack.enter_context(contextlib.closing(peers.make_local(engine_name, peer_model, pythons, config)))
+            benchmark, vocabulary = PeerOffline(peer), _vocabulary(config)
+        with Progress() as progress:
+            for line in series.measure(benchmark, plan, vocabulary, progress.new_run):
+                lines.append(line)
+                if output_file:
+                    head = provenance.head("offline", flags, data["seed"], cache_state, line.data)
+                    provenance.append(output_file, {**head, **line.to_dict()})
+    _print(lines[-1])
+    warn(*lines)
+    finish(lines, least)
 
 
 command = command_of(offline)
+
+
+def _print(line: Line) -> None:
+    rows = {**runs_row(line), **rows_of(line, ROWS), **limit_row(line)}
+    before, after = line.figures["bandwidth_before"] / 1e9, line.figures["bandwidth_after"] / 1e9
+    rows["Memory bandwidth before, after (GB/s)"] = f"{before:.1f}, {after:.1f}"
+    typer.echo(block_of("Offline Throughput Benchmark Result", rows))
+
+
+def _vocabulary(config: EngineConfig) -> Vocabulary:
+    """That of the checkpoint, for engines that do not tell theirs."""
+    from sgl.bench.data import Vocabulary
+    from sgl.engine.base import hub
+    from sgl.engine.text.tokenizer import load_tokenizer
+
+    place = hub.locate(config.model.tokenizer_path or config.model.model_path, hub.TOKENIZER_FILES)
+    size = int(hub.read_config(config.model.model_path)["vocab_size"])
+    return Vocabulary.of(load_tokenizer(place), size)
 
 
 def _with_room(values: Mapping[str, Given]) -> sources.Values:
@@ -82,6 +119,6 @@ def _with_room(values: Mapping[str, Given]) -> sources.Values:
     return {"schedule.max_queued_requests": Given(2**31 - 1, "call", "offline"), **values}
 
 
-def _asked(config: EngineConfig) -> dict[str, Any]:
+def asked(config: EngineConfig) -> dict[str, Any]:
     """The engine's options, of which secrets are hidden."""
     return {name: value for name, value in config.to_flat_dict().items() if value not in (None, "", ())}

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgl.cli import console
+from sgl.cli import bench_data, console
+from sgl.cli.bench_limit import yardstick_of
+from sgl.cli.bench_offline import asked
 from sgl.cli.options import ModelArgument, command_of, with_config, with_model
 from sgl.engine.base import sources
 from sgl.engine.base.config import Given
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from sgl.bench.engines import BatchEngine
-    from sgl.bench.one_batch import Run
+    from sgl.bench.limits import Share
+    from sgl.bench.one_batch import Run, Workload
 
 SHAPES = Path(__file__).resolve().parent.parent / "bench" / "shapes"
 
@@ -33,53 +38,71 @@ def one_batch(
         str, typer.Option("--batch-size", "--batch", help="Requests in the batch; several by commas.", metavar="N,...")
     ] = "1",
     input_len: Annotated[str, typer.Option("--input-len", help="Tokens of each prompt.", metavar="N,...")] = "128",
-    output_len: Annotated[str, typer.Option("--output-len", help="Tokens of each answer.", metavar="N,...")] = "128",
-    repeats: Annotated[int, typer.Option("--repeats", help="Measured runs; the median is shown.", metavar="N")] = 5,
+    output_len: Annotated[
+        str, typer.Option("--output-len", "--output", help="Tokens of each answer.", metavar="N,...")
+    ] = "128",
+    seed: Annotated[int, typer.Option("--seed", help="Of the prompts.", metavar="N")] = 1,
+    repeats: Annotated[int, bench_data.repeats_option(6)] = 6,
     versus: Annotated[
-        str, typer.Option("--versus", help="Also run this engine in turns: transformers.", metavar="ENGINE")
+        str,
+        typer.Option(
+            "--versus",
+            help="Also run this in turns: transformers, llama-cpp, openvino, or a server's URL.",
+            metavar="NAME",
+        ),
     ] = "",
-    output_file: Annotated[
-        str, typer.Option("--output-file", "--result-filename", help="Append every run as JSON.", metavar="FILE")
-    ] = "",
+    peer_model: Annotated[str, bench_data.PEER_MODEL] = "",
+    peer_python: Annotated[str, bench_data.PEER_PYTHON] = "",
+    min_limit: Annotated[str, bench_data.MIN_LIMIT] = "",
+    output_file: Annotated[str, bench_data.OUTPUT_FILE] = "",
 ) -> None:
-    """Measure prefill and decode of one batch, as a share of the memory bandwidth, beside another engine."""
-    if versus not in ("", "transformers"):
-        raise ConfigError(f"--versus {versus} is unknown; use transformers.", param="--versus")
-    grid = [
-        _numbers("--batch-size", batch_size),
-        _numbers("--input-len", input_len),
-        _numbers("--output-len", output_len),
-    ]
-    config = sources.configure(with_model({**values, **_of_shape(shape)}, model))
+    """Measure prefill and decode of one batch, against the limit of the machine and beside another engine."""
+    from sgl.bench import limits, provenance
+    from sgl.bench.one_batch import PHASES, Workload, measure
+    from sgl.bench.peers import engine as peers
 
-    from sgl.bench.engines import SglEngine, TransformersEngine
-    from sgl.bench.one_batch import ModelCost, Workload, measure
+    pythons = peers.parse_python(peer_python)
+    peers.check_peer(versus, peer_model)
+    if repeats < 1:
+        raise ConfigError(f"--repeats must be at least 1, got {repeats}.", param="--repeats")
+    lengths = {"--batch-size": batch_size, "--input-len": input_len, "--output-len": output_len}
+    workloads = [Workload(*sizes) for sizes in itertools.product(*itertools.starmap(numbers, lengths.items()))]
+    flags: dict[str, Any] = {name[2:].replace("-", "_"): text for name, text in lengths.items()}
+    flags |= {"shape": shape, "repeats": repeats, "versus": versus, "peer_model": peer_model, "min_limit": min_limit}
+    least = limits.parse_least(min_limit, PHASES)
+    provenance.check_output(output_file)
+    config = sources.configure(with_model({**values, **of_shape(shape)}, model))
+    flags["engine"] = asked(config)
+
+    from sgl.bench.engines import SglEngine
 
     own = SglEngine(config)
     engines: list[BatchEngine] = [own]
+
+    def record(run: Run, summary: dict[str, Any]) -> None:
+        if output_file:
+            head = provenance.head("one-batch", flags, seed, "cold", run.data)
+            peaks = {"peaks": dict(yardstick.rates)} if run.shares else {}
+            provenance.append(output_file, {**head, **run.to_dict(), **peaks, **summary})
+
+    series: dict[tuple[Workload, str], list[Run]] = {}
     try:
+        yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
         if versus:
-            engines.append(TransformersEngine(config))
-        info = own.engine.info
-        workloads = [Workload(b, i, o) for b in grid[0] for i in grid[1] for o in grid[2]]
-        runs: list[Run] = []
-        with console.err().status("measuring") as status:
-            cost = ModelCost(info.step_bytes, info.kv_bytes_per_token)
-            for run in measure(engines, workloads, repeats, info.vocab_size, cost, note=status.update):
-                runs.append(run)
-                if output_file:
-                    with Path(output_file).open("a") as file:
-                        file.write(json.dumps(run.to_dict()) + "\n")
+            engines.append(peers.make_peer(versus, peer_model, pythons, config))
+        runs = measure(engines, workloads, repeats, own.engine.info.vocab_size, yardstick, seed)
+        interrupted = _collect(runs, len(engines) * len(workloads), repeats, series, record)
     finally:
         for engine in engines:
             engine.close()
-    _print(runs, [engine.name for engine in engines])
+    _print(series)
+    _finish(series, least, interrupted)
 
 
 command = command_of(one_batch)
 
 
-def _of_shape(shape: str) -> dict[str, Given]:
+def of_shape(shape: str) -> dict[str, Given]:
     """The options that make a model of random weights."""
     if not shape:
         return {}
@@ -90,39 +113,117 @@ def _of_shape(shape: str) -> dict[str, Given]:
     return {f"model.{name}": Given(value, "flag", "--shape") for name, value in given.items()}
 
 
-def _numbers(flag: str, text: str) -> list[int]:
+def numbers(flag: str, text: str) -> list[int]:
+    """Positive numbers separated by commas.
+
+    Raises:
+        ConfigError: it names the flag.
+    """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
+        found = []
+    if not found or min(found) < 1:
         raise ConfigError(f"{flag} takes positive numbers separated by commas, got {text!r}.", param=flag)
-    return numbers
+    return found
 
 
-def _print(runs: Sequence[Run], names: Sequence[str]) -> None:
+def _collect(
+    runs: Iterator[Run],
+    num_series: int,
+    repeats: int,
+    series: dict[tuple[Workload, str], list[Run]],
+    record: Callable[[Run, dict[str, Any]], None],
+) -> bool:
+    """Takes in runs by workload and engine and records them, the last ones with medians; true after Ctrl-C."""
+    with _bar() as bar:
+        task = bar.add_task("runs", total=num_series * repeats)
+        try:
+            for run in runs:
+                group = series.setdefault((run.workload, run.engine), [])
+                group.append(run)
+                is_last = len(group) == repeats > 1
+                record(run, {"summary": _summary(group)} if is_last else {})
+                bar.update(task, advance=1, description=f"{run.engine}, {run.workload}")
+        except KeyboardInterrupt:
+            if not series:
+                raise
+            return True
+    return False
+
+
+def _bar() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console.err(), transient=True)
+
+
+def _print(series: Mapping[tuple[Workload, str], Sequence[Run]]) -> None:
     from rich.table import Table
 
-    table = Table(title="medians (least - greatest)", title_justify="left", box=None, pad_edge=False)
-    for title in ("batch", "in", "out", "engine", "prefill tok/s", "decode tok/s", "bandwidth", "share of it"):
-        table.add_column(title, header_style="dim", justify="left" if title == "engine" else "right")
-    for key in dict.fromkeys((run.batch_size, run.input_len, run.output_len) for run in runs):
-        for name in names:
-            group = [r for r in runs if (r.engine, r.batch_size, r.input_len, r.output_len) == (name, *key)]
-            table.add_row(*map(str, key), name, *_cells(group))
+    confidence = min((_summary(group)["confidence"] or 0.0 for group in series.values()), default=0.0)
+    title = f"medians (intervals of {confidence:.0%} confidence)" if confidence else "one run each"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("batch", "in", "out", "engine", "prefill tok/s", "decode tok/s", "bandwidth"):
+        table.add_column(name, header_style="dim", justify="left" if name == "engine" else "right")
+    for (work, engine), group in series.items():
+        table.add_row(*map(str, (work.batch_size, work.input_len, work.output_len)), engine, *_cells(group))
     console.out().print(table, soft_wrap=False)
+    for (work, engine), group in series.items():
+        if group[0].shares:
+            console.out().print(f"{engine}, {work}: {_limit(group)}", soft_wrap=True)
+    if any(run.bandwidth_moved for group in series.values() for run in group):
+        told = "The memory bandwidth moved by more than 10% during a run: others use this machine."
+        console.err().print(told, soft_wrap=True)
 
 
-def _cells(runs: Sequence[Run]) -> tuple[str, ...]:
-    from sgl.bench.one_batch import medians
+def _summary(group: Sequence[Run]) -> dict[str, Any]:
+    from sgl.bench.figures import medians
 
-    prefill, decode = medians(runs, lambda r: r.prefill_throughput), medians(runs, lambda r: r.median_decode_throughput)
-    bandwidth = medians(runs, lambda r: (r.bandwidth_before + r.bandwidth_after) / 2e9)[0]
-    share = medians(runs, lambda r: r.decode_share_of_bandwidth)[0]
-    drift = ", drifted" if any(run.drifted for run in runs) else ""
-    return (
-        f"{prefill[0]:.0f} ({prefill[1]:.0f} - {prefill[2]:.0f})",
-        f"{decode[0]:.1f} ({decode[1]:.1f} - {decode[2]:.1f})",
-        f"{bandwidth:.0f} GB/s{drift}",
-        f"{share:.0%}",
-    )
+    return medians([run.measured for run in group])
+
+
+def _cells(group: Sequence[Run]) -> tuple[str, ...]:
+    summary = _summary(group)
+
+    def cell(name: str, digits: int) -> str:
+        interval = summary["intervals"].get(name)
+        between = f" ({interval[0]:.{digits}f} - {interval[1]:.{digits}f})" if interval else ""
+        return f"{summary['medians'][name]:.{digits}f}{between}"
+
+    bandwidth = sum(summary["medians"][f"bandwidth_{when}"] for when in ("before", "after")) / 2e9
+    return cell("prefill_throughput", 0), cell("median_decode_throughput", 1), f"{bandwidth:.1f} GB/s"
+
+
+def _shares(group: Sequence[Run]) -> list[Share]:
+    """Of every phase the run with the median share."""
+    phases = zip(*(run.shares for run in group), strict=True)
+    return [sorted(found, key=lambda share: share.value)[len(found) // 2] for found in phases]
+
+
+def _limit(group: Sequence[Run]) -> str:
+    from sgl.bench.limits import sentence
+
+    return sentence(_shares(group))
+
+
+def _finish(
+    series: Mapping[tuple[Workload, str], Sequence[Run]], least: Mapping[str, float], interrupted: bool
+) -> None:
+    """Ends with 130 after Ctrl-C, and with 1 if this engine is further from the limit than asked.
+
+    Raises:
+        typer.Exit: for the two.
+    """
+    from sgl.bench.limits import below
+
+    if interrupted:
+        console.err().print("Interrupted: the figures are of the runs that were over.", soft_wrap=True)
+        raise typer.Exit(130)
+    for (work, engine), group in series.items():
+        shares = {share.phase: share.value for share in _shares(group)}
+        missed = below({phase: share for phase, share in least.items() if phase in shares}, shares)
+        if missed and engine == "sgl":
+            console.complain(f"{missed} ({work})")
+            raise typer.Exit(1)

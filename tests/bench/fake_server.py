@@ -16,6 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+COST = {
+    "linears": [{"format": "bf16", "params": 1000, "size_bytes": 2000}],
+    "head": {"format": "bf16", "params": 500, "size_bytes": 1000},
+    "attention": [{"num_layers": 2, "flops_per_pair": 64, "kv_bytes_per_token": 32}],
+    "format": "bf16",
+}
+"""Of the model that it would have."""
+
 CHUNK = 2
 """Tokens that come at once."""
 
@@ -27,23 +35,41 @@ class FakeServer:
         tokenizer_path: what it says of its model.
         faults: by number of the request, from 0: ``500``, ``drop`` (breaks off), ``error`` (in the stream), ``silent``
             (no token counts), ``garbage``, ``foreign`` (another API's event), ``hang``.
+        cached: prompt tokens that every answer of ``/generate`` says were cached.
+        ours: whether it tells its load and the cost of its model, as our server does.
     """
 
-    def __init__(self, tokenizer_path: str, faults: dict[int, str] | None = None) -> None:
+    def __init__(
+        self, tokenizer_path: str, faults: dict[int, str] | None = None, *, cached: int = 1, ours: bool = False
+    ) -> None:
         self.tokenizer_path = tokenizer_path
         self.faults = faults or {}
+        self.cached = cached
+        self.ours = ours
+        self.num_others = 0  # requests of others under way
+        self.per_request = 1  # by how much a request is counted
+        self.changed_after: int | None = None  # the request after which it has another model
         self.bodies: list[dict[str, Any]] = []
         self.flushed_after: list[int] = []
         self.hanging = threading.Event()
         self.url = ""
 
     async def models(self, request: Request) -> Response:
+        if request.headers.get("authorization") == "Bearer early":
+            return JSONResponse({"error": {"message": "The model is still loading."}}, 503)
         if request.headers.get("authorization") == "Bearer wrong":
             return JSONResponse({"error": {"message": "wrong key"}}, 401)
         return JSONResponse({"object": "list", "data": [{"id": "fake-model"}]})
 
     async def info(self, request: Request) -> Response:
-        return JSONResponse({"tokenizer_path": self.tokenizer_path})
+        changed = self.changed_after is not None and len(self.bodies) > self.changed_after
+        return JSONResponse({"tokenizer_path": self.tokenizer_path, "model_path": "other" if changed else "model"})
+
+    async def server_info(self, request: Request) -> Response:
+        if not self.ours:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        load = {"num_active": self.num_others, "num_requests": len(self.bodies) * self.per_request}
+        return JSONResponse({"load": load, "cost": COST, "cpu_threads": 1, "chunked_prefill_size": 64})
 
     async def flush(self, request: Request) -> Response:
         self.flushed_after.append(len(self.bodies))
@@ -81,7 +107,8 @@ class FakeServer:
         total = body["sampling_params"]["max_new_tokens"]
         for count in _counts(total):
             finish = {"type": "length", "length": total} if count == total else None
-            meta = {"prompt_tokens": len(body["input_ids"]), "completion_tokens": count, "cached_tokens": 1}
+            meta = {"prompt_tokens": len(body["input_ids"]), "completion_tokens": count}
+            meta["cached_tokens"] = self.cached
             yield {"text": "x" * count, "meta_info": {**meta, "finish_reason": finish}}
 
     async def _openai(self, body: dict[str, Any], path: str, fault: str) -> AsyncIterator[dict[str, Any]]:
@@ -110,6 +137,7 @@ def serve(server: FakeServer) -> Iterator[FakeServer]:
     routes = [
         Route("/v1/models", server.models),
         Route("/get_model_info", server.info),
+        Route("/get_server_info", server.server_info),
         Route("/flush_cache", server.flush, methods=["POST"]),
         *(
             Route(path, server.answer, methods=["POST"])

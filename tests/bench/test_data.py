@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sgl.bench.data import DataOptions, Vocabulary, digest, load, warm_up
+from sgl.bench.data import DataOptions, Sample, Vocabulary, digest, load, num_requests, warm_up
 from sgl.engine.base.errors import ConfigError
 from sgl.engine.text.tokenizer import load_tokenizer, no_tokenizer
 from tests.models.checkpoints import VOCAB_SIZE, make_tokenizer
@@ -102,6 +102,49 @@ def test_jsonl_keeps_order_and_takes_text_or_ids(tmp_path: Path) -> None:
     assert load(dataclasses.replace(options, num_prompts=1, output_len=8), LETTERS)[0].output_len == 8
 
 
+def trace(tmp_path: Path, *lines: str) -> DataOptions:
+    file = tmp_path / "trace.jsonl"
+    file.write_text("".join(f'{{"prompt": [5], "output_len": 2{line}}}\n' for line in lines))
+    return DataOptions(dataset_name="jsonl", dataset_path=str(file))
+
+
+def test_timestamps_count_from_the_first_request(tmp_path: Path) -> None:
+    options = trace(tmp_path, ', "timestamp": 103.5', ', "timestamp": 101', ', "timestamp_ms": 102250')
+    assert [sample.due_s for sample in load(options, LETTERS)] == [0.0, 1.25, 2.5]
+    assert digest(load(options, LETTERS)) != digest(load(trace(tmp_path, "", "", ""), LETTERS))
+
+
+def test_a_trace_has_all_its_timestamps(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 of 3 lines have no timestamp"):
+        load(trace(tmp_path, ', "timestamp": 1', "", ', "timestamp": 2'), LETTERS)
+    with pytest.raises(ConfigError, match="\"timestamp\" must be a number, got 'soon'"):
+        load(trace(tmp_path, ', "timestamp": "soon"'), LETTERS)
+
+
+def test_conversations_have_the_questions_asked_for(sharegpt: Path, tmp_path: Path) -> None:
+    options = DataOptions(num_prompts=3, turns=4, random_input=8, random_output=5)
+    for sample in load(options, LETTERS):
+        turns = (sample, *sample.later)
+        assert len(turns) == 4 and all(0 < len(turn.input_ids) <= 8 for turn in turns)
+    assert num_requests(load(options, LETTERS)) == 12
+    said = ["first?", "the answer", "second?", "another answer", "third?"]
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps([{"conversations": [{"value": text} for text in said]}]))
+    talk = DataOptions(dataset_name="sharegpt", dataset_path=str(file), num_prompts=1, turns=3)
+    (sample,) = load(talk, LETTERS)
+    assert [(turn.text, turn.output_len) for turn in (sample, *sample.later)] == [("first?", 10), ("second?", 14)]
+
+
+def test_a_question_follows_the_answer_before_it() -> None:
+    talk = Sample((1, 2), 3, "one", later=(Sample((4,), 5, "two"), Sample((6,), 1, "three")))
+    second = talk.follow([8, 9], "eight")
+    assert second is not None and second.prompt_ids == (1, 2, 8, 9, 4) and second.past == ("one", "eight")
+    third = second.follow([7], "seven")
+    assert third is not None and third.prompt_ids == (1, 2, 8, 9, 4, 7, 6) and third.output_len == 1
+    assert third.past == ("one", "eight", "two", "seven") and third.text == "three"
+    assert third.follow([1], "x") is None
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -128,6 +171,8 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
         ({"dataset_name": "sharegpt"}, "needs --dataset-path"),
         ({"dataset_path": "x"}, "--dataset-path needs --dataset-name sharegpt or jsonl"),
         ({"num_prompts": 0}, "--num-prompts must be at least 1"),
+        ({"turns": 0}, "--turns must be at least 1"),
+        ({"dataset_name": "generated-shared-prefix", "turns": 2}, "--turns needs --dataset-name random or sharegpt"),
         ({"random_input": -3}, "--random-input must be at least 1"),
         ({"random_range_ratio": 1.5}, "--random-range-ratio must be between 0 and 1"),
         ({"dataset_name": "generated-shared-prefix", "num_prompts": 7}, "--num-prompts 7 is not the 8 x 16"),

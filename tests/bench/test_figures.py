@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
 import numpy as np
 import pytest
 
-from sgl.bench.figures import STATISTICS, Outcome, goodput, num_cached, parse_slo, percentile, summarize
+from sgl.bench.figures import (
+    STATISTICS,
+    Outcome,
+    goodput,
+    interval_of_median,
+    medians,
+    num_cached,
+    parse_slo,
+    percentile,
+    summarize,
+)
 from sgl.engine.base.errors import ConfigError
 
 
@@ -75,6 +86,44 @@ def test_nothing_measured_is_zero_not_an_error() -> None:
 def test_cached_tokens_are_unknown_if_one_answer_does_not_say() -> None:
     assert num_cached([Outcome(0.0, cached_len=3), Outcome(0.0)]) is None
     assert num_cached([Outcome(0.0, cached_len=3), Outcome(0.0, cached_len=0)]) == 3
+
+
+def confidence_of(count: int, rank: int) -> float:
+    """How often the median lies between the rank-th smallest and greatest of values that are below it or above it."""
+    draws = list(itertools.product((False, True), repeat=count))
+    return sum(rank < sum(draw) and rank < count - sum(draw) for draw in draws) / len(draws)
+
+
+@pytest.mark.parametrize("count", range(2, 15))
+def test_the_interval_is_the_narrowest_with_enough_confidence(count: int) -> None:
+    values = random.Random(count).sample(range(1000), count)
+    found = interval_of_median(values)
+    assert found is not None
+    good = [rank for rank in range(count // 2) if confidence_of(count, rank) >= 0.95]
+    rank = max(good, default=0)
+    assert (found.low, found.high) == (sorted(values)[rank], sorted(values, reverse=True)[rank])
+    assert found.confidence == pytest.approx(confidence_of(count, rank))
+    assert bool(good) == (count >= 6) == (found.confidence >= 0.95)
+
+
+def test_intervals_hold_the_median_as_often_as_they_say() -> None:
+    rng, held = random.Random(7), 0
+    for _ in range(4000):
+        found = interval_of_median([rng.expovariate(math.log(2)) for _ in range(9)])  # whose median is 1
+        assert found is not None
+        held += found.low <= 1.0 <= found.high
+    assert held / 4000 == pytest.approx(confidence_of(9, 1), abs=0.01)
+
+
+def test_medians_of_runs() -> None:
+    runs = [{"x": x, "y": 1, "name": "a", "ok": True} for x in (3.0, 1.0, 2.0)]
+    assert medians(runs) == {
+        "repeats": 3,
+        "medians": {"x": 2.0, "y": 1},
+        "intervals": {"x": [1.0, 3.0], "y": [1, 1]},
+        "confidence": pytest.approx(0.75),
+    }
+    assert medians(runs[:1])["intervals"] == {} and interval_of_median([1.0]) is None
 
 
 def test_goodput_counts_requests_that_keep_every_bound() -> None:

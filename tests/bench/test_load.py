@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,40 @@ def test_requests_start_when_they_are_due() -> None:
     started = sorted(outcome.start_s for outcome in run.outcomes)
     assert started == pytest.approx(list(itertools.islice(arrivals(traffic), 20)))
     assert run.duration_s == pytest.approx(started[-1] + 1.0)
+
+
+def test_a_trace_is_sent_at_its_times() -> None:
+    due = [replace(sample, due_s=due_s) for sample, due_s in zip(samples(3), (0.0, 1.0, 5.0), strict=True)]
+    for traffic, starts in (
+        (Traffic(), [0.0, 1.0, 5.0]),
+        (Traffic(trace_speed=2.0), [0.0, 0.5, 2.5]),
+        (Traffic(1.0, "constant"), [0.0, 1.0, 2.0]),
+        (Traffic(math.inf), [0.0, 0.0, 0.0]),
+    ):
+        run = Run()
+        virtual_time.run(run.drive(due, traffic, takes_a_second))
+        assert sorted(outcome.start_s for outcome in run.outcomes) == starts
+
+
+def test_a_question_waits_for_the_answer_before_it() -> None:
+    asked: list[tuple[float, tuple[int, ...]]] = []
+
+    async def send(sample: Sample, outcome: Outcome) -> None:
+        asked.append((outcome.start_s, sample.prompt_ids))
+        outcome.output_ids = (9,)
+        await asyncio.sleep(1.0)
+        if sample.input_ids == (13,):
+            raise SglError("no")
+
+    def follow(sample: Sample, outcome: Outcome) -> Sample | None:
+        return sample.follow(outcome.output_ids, "")
+
+    talks = [Sample((1,), 1, later=(Sample((2,), 1), Sample((3,), 1))), Sample((13,), 1, later=(Sample((4,), 1),))]
+    run = Run()
+    virtual_time.run(run.drive(talks, Traffic(), send, follow))
+    assert asked == [(0.0, (1,)), (0.0, (13,)), (1.0, (1, 9, 2)), (2.0, (1, 9, 2, 9, 3))]
+    assert sorted((outcome.turn, outcome.error) for outcome in run.outcomes) == [(0, ""), (0, "no"), (1, ""), (2, "")]
+    assert run.num_sent == 4
 
 
 def test_no_more_run_at_once_than_allowed() -> None:
@@ -159,6 +194,7 @@ def test_a_failed_warm_up_ends_the_run() -> None:
         (Traffic(arrival="pareto"), "--arrival pareto is unknown; use constant, poisson, gamma"),
         (Traffic(burstiness=0.0), "--burstiness must be greater than 0"),
         (Traffic(max_concurrency=0), "--max-concurrency must be at least 1"),
+        (Traffic(trace_speed=math.inf), "--trace-speed must be greater than 0"),
     ],
 )
 def test_mistakes_are_named(traffic: Traffic, message: str) -> None:

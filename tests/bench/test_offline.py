@@ -3,17 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sgl.bench.data import DataOptions, Sample, Vocabulary, load, warm_up
-from sgl.bench.load import Run, run_until_interrupt
+from sgl.bench.load import Run, Traffic, run_until_interrupt
 from sgl.bench.offline import Offline
 from sgl.engine.api import AsyncEngine
 from sgl.engine.base import sources
+from tests.bench.commands import Bench
 from tests.models.checkpoints import VOCAB_SIZE, make_checkpoint
 
 KEYS = {
@@ -34,18 +33,14 @@ def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgl.bench.bandwidth.PROBE_BYTES", 1 << 20)
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sgl", "bench", "offline", *words]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-
-
 def measure(checkpoint: Path, samples: list[Sample], warm: list[Sample]) -> dict[str, object]:
     config = sources.configure(sources.from_call({"model_path": str(checkpoint), "max_total_tokens": 2048}))
     engine, run = AsyncEngine.start(config, in_process=True), Run()
     try:
-        benchmark = Offline(engine, run)
-        asyncio.run(benchmark.measure(samples, warm))
-        return benchmark.result()
+        benchmark = Offline(engine)
+        asyncio.run(benchmark.measure(run, samples, Traffic(), warm, flush=True))
+        assert benchmark.verify(run, samples, "cold") == []
+        return benchmark.result(run, Traffic(), {}, flush=True)
     finally:
         engine.close()
 
@@ -74,21 +69,34 @@ def test_a_request_that_does_not_fit_fails_alone(checkpoint: Path) -> None:
     assert "context length" in str(result["first_error"])
 
 
-def test_command_prints_and_records(checkpoint: Path, tmp_path: Path) -> None:
+def test_command_prints_and_records(bench: Bench, checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     words = ["--num-prompt", "5", "--random-input", "16", "--random-output", "4", "--random-range", "1"]
-    done = bench(str(checkpoint), *words, "--mem-frac=0.1", "--max-total-tokens", "1024", "--output-file", str(file))
+    done = bench(
+        "offline", str(checkpoint), *words, "--mem-frac=0.1", "--max-total-tokens", "1024", "--output-file", str(file)
+    )
     assert done.returncode == 0, done.stderr
     assert "Offline Throughput Benchmark Result" in done.stdout and "Memory bandwidth before, after" in done.stdout
     run = json.loads(file.read_text())
     assert run.keys() >= KEYS
     assert (run["successful_requests"], run["total_input_tokens"], run["total_output_tokens"]) == (5, 80, 20)
-    assert run["flags"]["engine"]["mem_fraction_static"] == 0.1 and run["cache_state"] == "flushed"
+    assert run["flags"]["engine"]["mem_fraction_static"] == 0.1 and run["cache_state"] == "cold"
+    assert (run["kind"], run["repeat"], run["share_of_limit"] > 0) == ("offline", 1, True)
+    assert "Share of the limit" in done.stdout
 
 
-def test_failures_end_with_exit_code_1(checkpoint: Path) -> None:
+def test_later_questions_find_what_was_said(checkpoint: Path) -> None:
+    options = DataOptions(num_prompts=3, turns=3, random_input=20, random_output=20, random_range_ratio=1.0)
+    result = measure(checkpoint, load(options, Vocabulary(range(4, VOCAB_SIZE), lambda text: [])), [])
+    assert result["successful_requests"] == 9
+    assert result["total_input_tokens"] == 3 * (20 + 60 + 100)
+    # Pages of 16: of 39 tokens that were computed 32 are found, of 79 there are 64.
+    assert result["total_cached_tokens"] == 3 * (32 + 64)
+
+
+def test_failures_end_with_exit_code_1(bench: Bench, checkpoint: Path) -> None:
     words = ["--num-prompts", "3", "--random-input", "300", "--random-output", "4", "--random-range", "1"]
-    done = bench(str(checkpoint), *words, "--warmup-requests", "0", "--max-total-tokens", "1024")
+    done = bench("offline", str(checkpoint), *words, "--warmup-requests", "0", "--max-total-tokens", "1024")
     assert done.returncode == 1
     assert "3 requests failed; the first one: " in done.stderr
 
@@ -99,9 +107,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     config = sources.configure(sources.from_call({"model_path": str(path), "max_total_tokens": 160_000}))
     engine, run = AsyncEngine.start(config, in_process=True), Run(lambda _: signal.raise_signal(signal.SIGINT))
     try:
-        benchmark = Offline(engine, run)
-        run_until_interrupt(run, benchmark.measure([Sample((5, 6), 2), Sample((7, 8), 150_000)], []))
-        result = benchmark.result()
+        benchmark, samples = Offline(engine), [Sample((5, 6), 2), Sample((7, 8), 150_000)]
+        run_until_interrupt(run, benchmark.measure(run, samples, Traffic(), [], flush=True))
+        result = benchmark.result(run, Traffic(), {}, flush=True)
     finally:
         engine.close()
     assert (result["successful_requests"], result["total_output_tokens"], result["interrupted"]) == (1, 2, True)
@@ -116,7 +124,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         (["--page-size", "x"], "--page-size"),
     ],
 )
-def test_mistakes_are_named(words: list[str], message: str) -> None:
-    done = bench(*words)
+def test_mistakes_are_named(bench: Bench, words: list[str], message: str) -> None:
+    done = bench("offline", *words)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
