@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from sgl.engine.base.config import Given
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.machine import cores
 
-_START_S = 300.0
+_START_S = 600.0
 _STOP_S = 30.0
 _WARM_SEED = 1 << 40  # far from any that is measured
 
@@ -145,6 +147,8 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what it started and left behind
+            os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         self.rest()

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sgl.engine.nn.weights import Build, Parameter, WeightSlot
 from sgl.kernels.ops.linear import Form, LinearFn
-from sgl.quant.rounding import quantize
 
 
 class Scheme(Protocol):
@@ -77,7 +76,8 @@ def prepare(build: Build, path: str, weight: Tensor, bias: Tensor | None, form: 
     if format is None:
         run = build.kernels["linear"](weight, bias, form)
     else:
-        run = build.kernels["linear.quantized"](quantize(weight, format), bias, form)
+        rounded = build.kernels["weight.round"](weight, format.bits, format.group or weight.shape[1])
+        run = build.kernels["linear.quantized"](rounded, bias, form)
     return run
 
 

@@ -197,6 +197,7 @@ static inline float sum_lanes(f32x16 x) {
 #endif
 }
 
+static inline i32x16 at_most(i32x16 a, i32x16 b) { return as_int(select(a > b, as_float(b), as_float(a))); }
 static inline f32x16 max_lanes(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 
 static inline float max_lane(f32x16 x) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -129,6 +130,15 @@ def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form) -
     has_zeros = weight.bits == 4 and zeros is not None
     padded = _padded(bias, panels)
     return NativeLinear(packed, padded, inner, columns, form, format, library, weight.group, has_zeros)
+
+
+@impl("weight.round", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def round_weight(weight: Tensor, bits: Literal[4, 8], group: int) -> QuantizedWeight:
+    (rows, inner), weight = weight.shape, weight.contiguous()
+    values = torch.empty(rows, inner, dtype=torch.uint8)
+    scales = torch.empty(rows, -(-inner // group))
+    native.library().sgl_round(weight.data_ptr(), rows, inner, bits, group, values.data_ptr(), scales.data_ptr())
+    return QuantizedWeight(values, scales, None, bits, group)
 
 
 def _pack_int8(

@@ -44,6 +44,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_threads": (_POINTER, _POINTER, _POINTER, _INT),
     "sgl_pack_bf16": (_POINTER, _LONG, _LONG, _POINTER),
+    "sgl_round": (_POINTER, _LONG, _LONG, _INT, _LONG, _POINTER, _POINTER),
     "sgl_pack_int8": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
     "sgl_pack_int4": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
     "sgl_linear": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),

@@ -17,36 +17,81 @@ int64_t activation_bytes(const Weight& w) {
   return w.format == Format::bf16 ? 0 : row_bytes(w) + num_groups(w) * int64_t(sizeof(float) + sizeof(int32_t));
 }
 
-// Symmetric, to [-127, 127], ties to even. A group with a NaN or an infinity has a scale of NaN, so that its row does.
-static void quantize_group(const bf16* x, int64_t count, int64_t size, int8_t* out, float* scale, int32_t* sum) {
-  f32x16 top{}, taint{};
-  int64_t whole = count / kLanes * kLanes;
+// Values in words of lanes, the last one filled up with zeros.
+struct Words {
+  const bf16* x;
+  int64_t count, whole;
   bf16 rest[kLanes] = {};
-  std::memcpy(rest, x + whole, sizeof(bf16) * (count - whole));
-  auto values = [&](int64_t i) { return load_bf16(i < whole ? x + i : rest); };
-  for (int64_t i = 0; i < count; i += kLanes) {
-    f32x16 v = values(i);
-    top = max_lanes(top, max_lanes(v, -v));
-    taint += v - v;
+
+  Words(const bf16* x, int64_t count) : x(x), count(count), whole(count / kLanes * kLanes) {
+    std::memcpy(rest, x + whole, sizeof(bf16) * (count - whole));
   }
-  float peak = max_lane(top);
-  *scale = peak / 127.0f + sum_lanes(taint);
-  float inverse = peak > 1e-30f ? 127.0f / peak : 0.0f;
-  i32x16 total{};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    // 1.5 * 2^23: the low bits of the sum are the rounded value.
-    i32x16 q = as_int(values(i) * inverse + 12582912.0f) - 0x4b400000;
-    total += q;
-    if (i < whole) {
-      narrow(out + i, q);
-    } else {
-      int8_t bytes[kLanes];
-      narrow(bytes, q);
-      std::memcpy(out + i, bytes, count - whole);
+
+  f32x16 at(int64_t i) const { return load_bf16(i < whole ? x + i : rest); }
+
+  // The greatest magnitude; NaN if there is a NaN or an infinity, so that the scale is, and what is computed with it.
+  float peak() const {
+    f32x16 top{}, taint{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+      f32x16 v = at(i);
+      top = max_lanes(top, max_lanes(v, -v));
+      taint += v - v;
     }
+    return max_lane(top) + sum_lanes(taint);
   }
+
+  // f(where, integers) for every word times `factor`, ties to even.
+  template <typename F>
+  void each_rounded(float factor, const F& f) const {
+    // 1.5 * 2^23: the low bits of the sum are the rounded value.
+    for (int64_t i = 0; i < count; i += kLanes) f(i, as_int(at(i) * factor + 12582912.0f) - 0x4b400000);
+  }
+
+  template <typename Byte>
+  void put(Byte* out, int64_t i, i32x16 q) const {
+    if (i < whole) return narrow((int8_t*)out + i, q);
+    int8_t bytes[kLanes];
+    narrow(bytes, q);
+    std::memcpy(out + i, bytes, count - whole);
+  }
+};
+
+constexpr float kTiny = 1e-30f;  // magnitudes below are zero: their inverse is none
+
+// A group of activations, symmetric, to [-127, 127].
+static void quantize_group(const bf16* x, int64_t count, int64_t size, int8_t* out, float* scale, int32_t* sum) {
+  Words words(x, count);
+  float peak = words.peak();
+  *scale = peak / 127.0f;
+  i32x16 total{};
+  words.each_rounded(peak > kTiny ? 127.0f / peak : 0.0f, [&](int64_t i, i32x16 q) {
+    total += q;
+    words.put(out, i, q);
+  });
   std::memset(out + count, 0, size - count);
   *sum = sum_lanes(total);
+}
+
+// A group of weights, see kernels/ops/quantize.py.
+static void round_group(const bf16* x, int64_t count, int bits, uint8_t* out, float* scale) {
+  Words words(x, count);
+  float peak = words.peak();
+  if (bits == 8) {
+    *scale = peak / 127.0f;
+  } else {
+    float greatest = peak;
+    for (int64_t i = 0; i < count && peak == peak; ++i)
+      if (to_float(x[i] & 0x7fff) == peak) {
+        greatest = to_float(x[i]);
+        break;
+      }
+    *scale = to_float(to_bf16(greatest / -8.0f));
+  }
+  i32x16 middle = i32x16{} + (1 << (bits - 1)), most = middle + middle - 1;
+  words.each_rounded(peak > kTiny ? 1.0f / *scale : 0.0f, [&](int64_t i, i32x16 q) {
+    q = q + middle;
+    words.put(out, i, at_most(q, most));
+  });
 }
 
 struct Quantizer {
@@ -109,6 +154,17 @@ using namespace sgl;
 extern "C" {
 
 int64_t sgl_activation_bytes(const Weight* w) { return activation_bytes(*w); }
+
+// weight [rows, inner] -> values of the same shape and scales [rows, groups].
+void sgl_round(const bf16* weight, int64_t rows, int64_t inner, int bits, int64_t group, uint8_t* values, float* scales) {
+  int64_t groups = (inner + group - 1) / group;
+  parallel(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * groups; i < end * groups; ++i) {
+      int64_t first = i % groups * group, place = i / groups * inner + first;
+      round_group(weight + place, inner - first < group ? inner - first : group, bits, values + place, scales + i);
+    }
+  });
+}
 
 // q [columns, inner], 0 to 255 for -128 to 127, and scales [columns] -> panels.
 void sgl_pack_int8(const uint8_t* q, const float* scales, int64_t columns, int64_t inner, uint8_t* packed) {

@@ -144,6 +144,28 @@ def _quantized(form: Form, bits: Literal[4, 8], group: int, zeros: bool, tokens:
     return Case("linear.quantized", name, run, result)
 
 
+def _rounding(bits: Literal[4, 8], group: int, rows: int, k: int) -> Case:
+    """What was rounded differs from the weight by half a step at most; the greatest of 4 bits may take all of one."""
+
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        weight = (_random(rows, k) * 0.02).to(dtype)
+        weight[rows // 2] = 0
+        per_scale = k if bits == 8 else group
+        rounded = fn(weight, bits, per_scale)
+        column, middle, most = torch.arange(k) // per_scale, 1 << bits - 1, (1 << bits) - 1
+        steps = rounded.scales.double()[:, column]
+        stored = (rounded.values.double() - middle) * steps
+        at_the_end = (rounded.values == most) & (bits == 4)
+        bound = steps.abs() * torch.where(at_the_end, 1.02, 0.501)  # the scale itself was rounded
+        excess = ((stored - weight.double()).abs() - bound).clamp(min=0)
+        assert rounded.scales.shape == (rows, -(-k // per_scale)) and rounded.values.shape == (rows, k)
+        peaks = torch.stack([part.abs().amax(1) for part in weight.double().split(per_scale, 1)], 1)
+        wanted = peaks / 127 if bits == 8 else (peaks / 8).bfloat16().double()
+        return [(rounded.scales.double().abs() + excess.amax()).float()], [wanted]
+
+    return Case("weight.round", f"int{bits}-g{group} {rows}x{k}", run, torch.float32)
+
+
 def _argmax(rows: int, vocab_size: int) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         logits = _random(rows, vocab_size).float()
@@ -207,6 +229,7 @@ CASES: list[Case] = [
         for t in (0, 1, 2, 8, 33)
         for k, n in ((64, 112), (100, 6), (5, 2), (320, 70))
     ),
+    *(_rounding(*format[:2], rows, k) for format in QUANTIZED[::2] for rows, k in ((2, 64), (7, 100), (40, 5))),
     *(_argmax(*shape) for shape in ((1, 9000), (3, 40), (40, 8192))),
     _embedding(),
     *(_store(tokens) for tokens in (1, 9)),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sgl.engine.base.device import detect_isa
+from sgl.kernels.ops.quantize import round_weight
 from sgl.kernels.registry import REFERENCE, Impl, dtype_name, implementations
 from sgl.quant.config import FORMATS
-from sgl.quant.rounding import quantize
 from tests.kernels.cases import CASES, Case
 
 # Relative to the largest value of the answer: a few units in the last place of each dtype.
@@ -51,7 +51,9 @@ def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others(impl: Impl)
         pytest.skip(impl.why_not("cpu", detect_isa(), torch.bfloat16))
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(*s, generator=generator).bfloat16() for s in ((96, 160), (40, 160)))
-    weights = [weight] if impl.op == "linear" else [quantize(weight, format) for format in FORMATS.values()]
+    weights = [weight]
+    if impl.op == "linear.quantized":
+        weights = [round_weight(weight, format.bits, format.group or 160) for format in FORMATS.values()]
     for stored in weights:
         prepared = impl.fn(stored, None, "plain")
         together = prepared(x)

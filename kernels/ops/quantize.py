@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sgl.kernels.ops.linear import QuantizedWeight
-from sgl.quant.config import WeightFormat
+from sgl.kernels.registry import op
 
 _CHUNK = 1 << 24  # elements that are rounded at a time: a few float32 copies of them are made
 
 
-def quantize(weight: Tensor, format: WeightFormat) -> QuantizedWeight:
-    """A weight ``[N, K]`` in ``format``; symmetric.
+@op("weight.round")
+def round_weight(weight: Tensor, bits: Literal[4, 8], group: int) -> QuantizedWeight:
+    """A weight ``[N, K]`` in symmetric integers, a scale for every ``group`` inputs; 8 bits have one for all.
 
     8 bits use -127 to 127, the greatest magnitude of a group being 127. 4 bits use -8 to 7, and the greatest magnitude
     is -8, its scale being negative if need be: that wastes none of the sixteen values (as llama.cpp's Q4_0 does).
     """
     rows, inputs = weight.shape
-    group = format.group or inputs
     values = torch.empty(rows, inputs, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(rows, -(-inputs // group), dtype=torch.float32, device=weight.device)
     step = max(1, _CHUNK // inputs)
-    round_groups = _round8 if format.bits == 8 else _round4
+    round_groups = _round8 if bits == 8 else _round4
     for first in range(0, rows, step):
         part = functional.pad(weight[first : first + step].float(), (0, -inputs % group))
         rounded, scale = round_groups(part.view(part.shape[0], -1, group))
         values[first : first + step] = rounded.flatten(1)[:, :inputs]
         scales[first : first + step] = scale
-    return QuantizedWeight(values, scales, None, format.bits, group)
+    return QuantizedWeight(values, scales, None, bits, group)
 
 
 def _round8(groups: Tensor) -> tuple[Tensor, Tensor]:
