@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from sgl.engine.base import hub
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import EngineDiedError, OverloadedError, SglError
 from sgl.engine.base.interpreter import Interpreter
+from sgl.engine.base.read_ahead import read_ahead
 from sgl.engine.base.timeline import Timeline, process_start_s
 from sgl.engine.base.types import (
     Abort,
@@ -133,6 +135,8 @@ class AsyncEngine:
         if interpreter is not None:
             timeline = Timeline(process_start_s())
             timeline.mark("command line", interpreter.started_s)
+        if config.model.load_format != "dummy":
+            read_ahead(sorted(Path(config.model.model_path).expanduser().glob("*.safetensors")))
         tokenizer = _load_tokenizer(config)
         template = load_template(tokenizer, config.model.chat_template)
         client = InProcessClient(config, loop) if in_process else ProcessClient(config, loop, interpreter)
