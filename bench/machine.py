@@ -7,6 +7,7 @@ formats that it has. A GPU's memory, tensor cores and launches are not measured.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARES = {
-    "gemv_bf16": "read_bandwidth",
-    "gemv_int8": "read_bandwidth",
-    "gemv_int4": "read_bandwidth",
+    "gemv_bf16": "gemv_bf16_read",
+    "gemv_int8": "gemv_int8_read",
+    "gemv_int4": "gemv_int4_read",
     "gemm_bf16": "matmul_bf16",
     "gemm_int8": "matmul_int8",
     "gemm_int4": "matmul_int8",  # 4 bits are multiplied as 8
@@ -203,9 +204,9 @@ def _groups(kernels: Kernels) -> Iterator[_Group]:
     import torch
 
     for name, make in kernels.layers.items():
-        # Bound by the bandwidth, which changes by the minute, so it is held against that of the same minute.
+        # Bound by the bandwidth, which may change by the second, so reading takes turns with it.
         title = f"the engine's {name} matrix-vector product"
-        yield _Group(title, (f"gemv_{name}",), partial(_gemv, name, make), keeps=False)
+        yield _Group(title, (f"gemv_{name}", f"gemv_{name}_read"), partial(_gemv, name, make), keeps=False)
     yield _Group("matrix products", ("matmul_fp32", "matmul_bf16"), _matmul, is_peak=True)
     if "onednn" in torch.backends.quantized.supported_engines:
         yield _Group("int8 matrix products", ("matmul_int8",), _matmul_int8, is_peak=True)
@@ -269,11 +270,22 @@ def _ones(name: str, make: Make, columns: int, inner: int) -> Layer:
 
 
 def _gemv(name: str, make: Make, sizes: Sizes) -> list[float]:
+    """The rates of the product and of plain reading, in turns."""
     import torch
 
     columns, inner = sizes.gemv
     layer, x = _ones(name, make, columns, inner), torch.ones(1, inner, dtype=torch.bfloat16)
-    return [layer.packed_bytes / _best(lambda: layer(x), sizes.budget_s)]
+    probe = BandwidthProbe(sizes.probe_bytes // 4)
+    best_s = [math.inf, math.inf]
+
+    def both() -> None:
+        for index, run in enumerate((lambda: layer(x), probe.read)):
+            start_s = time.perf_counter()
+            run()
+            best_s[index] = min(best_s[index], time.perf_counter() - start_s)
+
+    _best(both, sizes.budget_s)
+    return [layer.packed_bytes / best_s[0], probe.size_bytes / best_s[1]]
 
 
 def _gemm(name: str, make: Make, sizes: Sizes) -> list[float]:

@@ -9,7 +9,7 @@ from sgl.cli.main import Subcommand, group_of
 COMMANDS: Mapping[str, Subcommand] = {
     "machine": Subcommand("sgl.cli.bench_machine", "What this machine can do: bandwidth, matrix products, call costs."),
     "host": Subcommand("sgl.cli.bench_host", "What the engine's host side costs: caching, scheduling, streaming."),
-    "one-batch": Subcommand("sgl.cli.bench_one_batch", "Prefill and decode speed of one batch, alone or beside others."),
+    "one-batch": Subcommand("sgl.cli.bench_one_batch", "Prefill and decode speed of one batch, beside others."),
     "offline": Subcommand("sgl.cli.bench_offline", "Throughput of the engine in this process on a data set."),
     "serving": Subcommand("sgl.cli.bench_serving", "Latency and throughput of a server, ours or any other."),
     "tune": Subcommand(

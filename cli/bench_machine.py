@@ -33,7 +33,7 @@ ROWS = {
 """What is shown: title, unit, and how large the unit is."""
 
 CEILINGS = {
-    "read_bandwidth": "of the read bandwidth",
+    **dict.fromkeys(("gemv_bf16_read", "gemv_int8_read", "gemv_int4_read"), "of the read bandwidth"),
     "matmul_bf16": "of torch's bf16",
     "matmul_int8": "of torch's int8",
 }

@@ -19,7 +19,7 @@ from tests.cli.test_main import run
 SMALL = Sizes(probe_bytes=1 << 16, matmul=16, gemv=(64, 32), gemm=(8, 64, 32), budget_s=0.001)
 PEAKS = {"matmul_fp32", "matmul_bf16", "matmul_int8", "gemm_bf16", "gemm_int8"}
 CACHED = PEAKS | {"native_call", "thread_team", "python_call", "torch_op"}
-ALWAYS = {"read_bandwidth", "copy_bandwidth", "gemv_bf16", "gemv_int8"}
+ALWAYS = {"read_bandwidth", "copy_bandwidth", "gemv_bf16", "gemv_bf16_read", "gemv_int8", "gemv_int8_read"}
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_peaks_are_the_cached_arithmetic_alone() -> None:
 
 
 def test_shares_are_of_what_binds() -> None:
-    ceilings = machine.Ceilings({}, {"read_bandwidth": 20e9, "gemv_bf16": 15e9, "matmul_bf16": 400.0})
+    ceilings = machine.Ceilings({}, {"gemv_bf16_read": 20e9, "gemv_bf16": 15e9, "matmul_bf16": 400.0})
     assert ceilings.share("gemv_bf16") == 0.75
     assert ceilings.share("gemm_bf16") is None and ceilings.share("torch_op") is None
     assert ceilings.to_dict()["gemv_bf16_share"] == 0.75
