@@ -171,7 +171,7 @@ def _print(series: Mapping[tuple[Workload, str], Sequence[Run]]) -> None:
         table.add_row(*map(str, (work.batch_size, work.input_len, work.output_len)), engine, *_cells(group))
     console.out().print(table, soft_wrap=False)
     for (work, engine), group in series.items():
-        if group[0].shares:
+        if _shares(group):
             console.out().print(f"{engine}, {work}: {_limit(group)}", soft_wrap=True)
     if any(run.bandwidth_moved for group in series.values() for run in group):
         told = "The memory bandwidth moved by more than 10% during a run: others use this machine."
@@ -197,9 +197,11 @@ def _cells(group: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _shares(group: Sequence[Run]) -> list[Share]:
-    """Of every phase the run with the median share."""
-    phases = zip(*(run.shares for run in group), strict=True)
-    return [sorted(found, key=lambda share: share.value)[len(found) // 2] for found in phases]
+    """Of every phase the run with the median share; a run may lack one, if its tokens came at the same moment."""
+    phases: dict[str, list[Share]] = {}
+    for share in (share for run in group for share in run.shares):
+        phases.setdefault(share.phase, []).append(share)
+    return [sorted(found, key=lambda share: share.value)[len(found) // 2] for found in phases.values()]
 
 
 def _limit(group: Sequence[Run]) -> str:

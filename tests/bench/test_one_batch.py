@@ -120,7 +120,7 @@ def test_the_engine_answers_with_exactly_the_tokens_asked_for(config: EngineConf
 
 def test_command_writes_every_run_and_a_table(bench: Bench, config: EngineConfig, tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
-    arguments = ["--batch", "1,2", "--input", "8", "--output", "4", "--repeats", "2", "--output-file", str(file)]
+    arguments = ["--batch", "1,2", "--input", "8", "--output", "16", "--repeats", "2", "--output-file", str(file)]
     done = bench("one-batch", config.model.model_path, *arguments)
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in file.read_text().splitlines()]
