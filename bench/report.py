@@ -104,7 +104,7 @@ def shares(results: Sequence[Result]) -> list[Bar]:
         for colour, (name, phase) in enumerate(SHARES.items()):
             values = [value for result in group if isinstance(value := result.raw.get(name), int | float)]
             if values:
-                bound = group[0].raw.get(name.replace("share_of_limit", "bound"))
+                bound = group[0].raw.get(name.removesuffix("share_of_limit") + "bound_by")
                 said = f"{phase} {statistics.median(values):.0%}" + (f", bound by {bound}" if bound else "")
                 found.append(Bar(f"{engine}: {work}", statistics.median(values), said, min(colour, 3)))
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sgl.bench.data import DataOptions
 from sgl.bench.peers.workloads import LESS_IS_BETTER
 from sgl.engine.base.errors import ConfigError
 
@@ -149,13 +150,20 @@ def _batch(raw: Raw) -> str:
 
 
 def _traffic(raw: Raw) -> str:
-    parts = [str(raw.get("dataset_name") or "data"), f"rate {raw.get('request_rate')}"]
+    parts = [_data_name(raw), f"rate {raw.get('request_rate')}"]
     limit = raw.get("max_concurrency")
     return ", ".join([*parts, f"at most {limit} at once"] if limit else parts)
 
 
 def _data_set(raw: Raw) -> str:
-    return f"{raw.get('dataset_name') or 'data'}, {raw.get('successful_requests')} requests"
+    return f"{_data_name(raw)}, {raw.get('successful_requests')} requests"
+
+
+def _data_name(raw: Raw) -> str:
+    name, flags = str(raw.get("dataset_name") or "data"), raw.get("flags")
+    if name != "random" or not isinstance(flags, dict):
+        return name
+    return f"random {flags.get('random_input')} in, {flags.get('random_output')} out"
 
 
 def _named(raw: Raw) -> str:
@@ -172,7 +180,20 @@ _WORK = {
 
 
 def groups(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str, str], list[Result]]]:
-    """Results of the same benchmark, work and engine, in the order of their first."""
-    keys = dict.fromkeys((result.kind, result.work, result.engine) for result in results)
-    for key in keys:
-        yield key, [result for result in results if (result.kind, result.work, result.engine) == key]
+    """Results of the same benchmark, work and engine, in the order of their first; without those broken off.
+
+    The same work has the same data, apart from its seed, and the same state of the cache.
+    """
+    found: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        if not result.raw.get("interrupted"):
+            found.setdefault((result.kind, result.work, result.engine, _conditions(result.raw)), []).append(result)
+    for (kind, work, engine, _), group in found.items():
+        yield (kind, work, engine), group
+
+
+def _conditions(raw: Raw) -> str:
+    flags = raw.get("flags")
+    names = [field.name for field in fields(DataOptions) if field.name != "seed"]
+    given = {name: flags.get(name) for name in names} if isinstance(flags, dict) else {}
+    return json.dumps([given, raw.get("cache_state")], sort_keys=True)

@@ -147,7 +147,11 @@ def _parse(text: str) -> sources.Values:
     def take(values: sources.Values) -> None:
         found.update({key: given for key, given in values.items() if given.source in ("flag", "set", "file")})
 
-    command_of(take).main(shlex.split(text), prog_name="--a, --b", standalone_mode=False)
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ConfigError(f"--a, --b: a quotation is not closed in {text!r}.", param="--a") from None
+    command_of(take).main(words, prog_name="--a, --b", standalone_mode=False)
     return found
 
 

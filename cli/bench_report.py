@@ -27,6 +27,11 @@ def report(
     from sgl.bench.results import read
 
     results = [result for file in files for result in read(Path(file))]
+    broken_off = sum(bool(result.raw.get("interrupted")) for result in results)
+    if broken_off:
+        console.err().print(
+            f"{broken_off} results of runs that were broken off are not in the medians.", soft_wrap=True
+        )
     if not output:
         for table in tables(results):
             _print(table)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -46,9 +47,9 @@ class Interpreter:
         )
 
     def order(self, setup: bytes) -> None:
-        """Tells it what to do, once."""
+        """Tells it what to do, once. That it died before is for whoever waits for its answer to find out."""
         assert self.process.stdin is not None
-        with self.process.stdin as stdin:
+        with suppress(BrokenPipeError), self.process.stdin as stdin:
             stdin.write(setup)
 
     def close(self) -> None:

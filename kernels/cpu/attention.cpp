@@ -398,8 +398,12 @@ static void fill_block(const Batch& b, const int64_t (&at)[kSubs], const int64_t
   }
   if (!bytes) return;
   static thread_local Widened wide;
-  for (int c = 0; c < kSubs && c * kSub < block.tokens; ++c) {
+  for (int c = 0; c < kSubs; ++c) {
     bf16 *to_k = wide.k + c * kSub * pages.dim, *to_v = wide.v + c * kSub * pages.dim;
+    if (c * kSub >= block.tokens) {  // read all the same, but masked: the bytes of the cache would not be enough
+      block.k[c] = wide.k, block.v[c] = wide.v;
+      continue;
+    }
     widen_bytes(k + at[c] * size, kSub * pages.dim, to_k);
     widen_bytes(v + at[c] * size, kSub * pages.dim, to_v);
     block.k[c] = to_k, block.v[c] = to_v;

@@ -28,3 +28,10 @@ def test_one_without_orders_ends_without_a_word() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_orders_for_one_that_died_are_no_error() -> None:
+    with Interpreter(()) as interpreter:
+        interpreter.process.kill()
+        interpreter.process.wait()
+        interpreter.order(b"x" * 100_000)

@@ -66,7 +66,7 @@ def serving(rate: float, ttft_s: float, **changes: Any) -> dict[str, Any]:
 
 def one_batch(engine: str, decode: float) -> dict[str, Any]:
     sizes = {"batch_size": 1, "input_len": 8, "output_len": 4}
-    shares = {"decode_share_of_limit": decode / 100, "decode_bound": "memory", "prefill_share_of_limit": 0.5}
+    shares = {"decode_share_of_limit": decode / 100, "decode_bound_by": "memory", "prefill_share_of_limit": 0.5}
     return {"kind": "one-batch", "engine": engine, **sizes, "median_decode_throughput": decode, **shares}
 
 
@@ -92,6 +92,14 @@ def test_table_has_medians_and_spread() -> None:
     (table,) = tables(results(one_batch("sgl", 90.0), one_batch("sgl", 100.0), one_batch("sgl", 80.0)))
     assert table.columns == ["decode tok/s", "prefill of limit", "decode of limit"]
     assert [(row.engine, row.repeats, row.cells) for row in table.rows] == [("sgl", 3, ["90 ±11%", "50%", "90%"])]
+
+
+def test_other_conditions_are_other_work_and_broken_off_runs_are_none() -> None:
+    runs = [one_batch("sgl", speed) for speed in (90.0, 100.0, 10.0)]
+    runs[1]["cache_state"] = "warm"
+    runs[2]["interrupted"] = True
+    (table,) = tables(results(*runs))
+    assert [(row.repeats, row.cells[0]) for row in table.rows] == [(1, "90"), (1, "100")]
 
 
 def test_shares_name_what_binds() -> None:
@@ -154,7 +162,7 @@ def test_everything_from_files_is_escaped() -> None:
     evil = "<script>alert(1)</script>\"'&"
     raws = [serving(rate, 0.25, backend=evil, dataset_name=evil, model=evil, flags={evil: evil}) for rate in (1, 2)]
     raws = [{**raw, **record(outcomes(0.25)), "machine": {"device_name": evil, "fingerprint": "f"}} for raw in raws]
-    raws.append({**one_batch(evil, 50.0), "decode_bound": evil, "time": evil})
+    raws.append({**one_batch(evil, 50.0), "decode_bound_by": evil, "time": evil})
     text = page(results(*raws), evil)
     assert "<script" not in text
     tree = Tree(text)
