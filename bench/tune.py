@@ -238,4 +238,6 @@ def knobs_for(config: EngineConfig, hardware_threads: int) -> list[Knob]:
 
 
 def _distinct(candidates: Sequence[Value], present: Value) -> tuple[Value, ...]:
-    return tuple(value for value in dict.fromkeys(candidates) if value != present and value and value > 0)  # type: ignore[operator]
+    return tuple(
+        value for value in dict.fromkeys(candidates) if value != present and isinstance(value, int) and value > 0
+    )

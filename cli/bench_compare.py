@@ -12,7 +12,7 @@ import typer
 
 from sgl.cli import bench_data, console
 from sgl.cli.bench_data import with_data
-from sgl.cli.bench_one_batch import numbers, of_shape
+from sgl.cli.bench_one_batch import INPUT_LEN, SHAPE, numbers, of_shape
 from sgl.cli.options import command_of, with_config, with_model
 from sgl.engine.base import env, sources
 from sgl.engine.base.errors import ConfigError
@@ -37,13 +37,11 @@ def compare(
         str | None, typer.Option("--a", help="Engine options of A, beside the common ones.", metavar="FLAGS")
     ] = None,
     flags_b: Annotated[str | None, typer.Option("--b", help="Those of B.", metavar="FLAGS")] = None,
-    shape: Annotated[
-        str, typer.Option("--shape", help="Random weights of a well-known shape instead of a model.", metavar="NAME")
-    ] = "",
+    shape: Annotated[str, SHAPE] = "",
     batch_size: Annotated[
         str, typer.Option("--batch-size", "--batch", help="Of engines; several by commas.", metavar="N,...")
     ] = "1",
-    prompt_len: Annotated[str, typer.Option("--input-len", help="Tokens of each prompt.", metavar="N,...")] = "128",
+    prompt_len: Annotated[str, INPUT_LEN] = "128",
     answer_len: Annotated[str, typer.Option("--output-len", help="Tokens of each answer.", metavar="N,...")] = "128",
     request_rate: Annotated[
         float, typer.Option("--request-rate", help="To servers, per second; inf: all at once.", metavar="RATE")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sgl.bench.limits import Share
     from sgl.bench.one_batch import Run, Workload
 
+SHAPE = typer.Option("--shape", help="Random weights of a well-known shape instead of a model.", metavar="NAME")
+INPUT_LEN = typer.Option("--input-len", help="Tokens of each prompt.", metavar="N,...")
 SHAPES = Path(__file__).resolve().parent.parent / "bench" / "shapes"
 
 
@@ -31,13 +33,11 @@ SHAPES = Path(__file__).resolve().parent.parent / "bench" / "shapes"
 def one_batch(
     values: sources.Values,
     model: ModelArgument = "",
-    shape: Annotated[
-        str, typer.Option("--shape", help="Random weights of a well-known shape instead of a model.", metavar="NAME")
-    ] = "",
+    shape: Annotated[str, SHAPE] = "",
     batch_size: Annotated[
         str, typer.Option("--batch-size", "--batch", help="Requests in the batch; several by commas.", metavar="N,...")
     ] = "1",
-    input_len: Annotated[str, typer.Option("--input-len", help="Tokens of each prompt.", metavar="N,...")] = "128",
+    input_len: Annotated[str, INPUT_LEN] = "128",
     output_len: Annotated[
         str, typer.Option("--output-len", "--output", help="Tokens of each answer.", metavar="N,...")
     ] = "128",

@@ -10,7 +10,7 @@ import typer
 
 import sgl
 from sgl.cli import console
-from sgl.cli.bench_one_batch import of_shape
+from sgl.cli.bench_one_batch import SHAPE, of_shape
 from sgl.cli.options import ModelArgument, command_of, with_config, with_model
 from sgl.engine.base import hub, sources, tuned
 from sgl.engine.base.config import BY_NAME, EngineConfig, Given
@@ -31,9 +31,7 @@ MIN_PAIRS = 6
 def tune(
     values: sources.Values,
     model: ModelArgument = "",
-    shape: Annotated[
-        str, typer.Option("--shape", help="Random weights of a well-known shape instead of a model.", metavar="NAME")
-    ] = "",
+    shape: Annotated[str, SHAPE] = "",
     repeats: Annotated[
         int, typer.Option("--repeats", help="Measurements of each of the two settings in a trial.", metavar="N")
     ] = 9,
@@ -97,8 +95,8 @@ def _print(tuning: Tuning) -> None:
     from rich.text import Text
 
     table = Table(title="Speed against the best before (95% interval)", title_justify="left", box=None, pad_edge=False)
-    for title, justify in (("option", "left"), ("value", "right"), ("speed", "right"), ("", "left")):
-        table.add_column(title, header_style="dim", justify=justify)  # type: ignore[arg-type]
+    for title in ("option", "value", "speed", ""):
+        table.add_column(title, header_style="dim", justify="right" if title in ("value", "speed") else "left")
     for trial in tuning.trials:
         option = BY_NAME[trial.key]
         speed = "-" if trial.speed is None else "{:.3f}x ({:.3f} - {:.3f})".format(*trial.speed)

@@ -73,6 +73,8 @@ class WorkerEngine:
             text=True,
             start_new_session=True,  # Ctrl-C is for us to handle
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._orders, self._answers = self._process.stdin, self._process.stdout
         try:
             facts = self._ask(load)
         except BaseException:
@@ -115,9 +117,9 @@ class WorkerEngine:
 
     def close(self) -> None:
         """Ends the process; twice does no harm."""
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._orders, self._answers):
             with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -128,9 +130,9 @@ class WorkerEngine:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         line = ""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
-            self._process.stdin.flush()  # type: ignore[union-attr]
-            line = self._process.stdout.readline()  # type: ignore[union-attr]
+            self._orders.write(json.dumps(request) + "\n")
+            self._orders.flush()
+            line = self._answers.readline()
         if not line:
             self._process.wait()
             raise SglError(f"{self.name}: its process ended: {self._last_words()}")

@@ -43,7 +43,8 @@ class Own:
             )
             for ids, output_len in zip(prompts, output_lens, strict=True)
         ]
-        start_s, tokens = time.perf_counter(), [[] for _ in prompts]  # type: ignore[var-annotated]
+        tokens: list[list[float]] = [[] for _ in prompts]
+        start_s = time.perf_counter()
         async for position, item in self._engine.generate_batch(requests):
             tokens[position] += [time.perf_counter()] * len(item.token_ids)
         return start_s, tokens

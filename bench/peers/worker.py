@@ -63,7 +63,8 @@ class LlamaCpp:
         self._make_room(
             len(prompts), max(len(prompt) + more for prompt, more in zip(prompts, output_lens, strict=True))
         )
-        start_s, tokens = clock(), [[] for _ in prompts]  # type: ignore[var-annotated]
+        tokens: list[list[float]] = [[] for _ in prompts]
+        start_s = clock()
         last = [0] * len(prompts)
         prompt_items = [
             (token, place, number, place == len(prompt) - 1)
@@ -144,7 +145,8 @@ class OpenVino:
         import numpy as np
         import openvino
 
-        handles, tokens = [], [[] for _ in prompts]  # type: ignore[var-annotated]
+        handles: list[Any] = []
+        tokens: list[list[float]] = [[] for _ in prompts]
         start_s = clock()
         for prompt, output_len in zip(prompts, output_lens, strict=True):
             config = self._lib.GenerationConfig()

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class ProcessClient:
     """Starts `sgl.engine.worker` and talks to it.
 
-    One thread does everything that must not be interrupted: it starts the process (which the kernel kills when that
-    thread ends), receives, and notices at once when the process ends.
+    One thread does everything that must not be interrupted: it starts the process unless there is one (the kernel kills
+    it when the thread that started it ends), receives, and notices at once when the process ends.
 
     Args:
         interpreter: the process, if it has been started already.

@@ -67,13 +67,10 @@ class NativeLinear:
             self.has_zeros,
         )
 
-    @property
+    @cached_property
     def scratch_bytes(self) -> int:
         """What the kernels need for every row beside input and output: the row in integers, its scales and sums."""
-        if self.format == "bf16":
-            return 0
-        groups = -(-self.in_features // self.group)
-        return (groups * self.group if self.format == "int4" else -(-self.in_features // 4) * 4) + 8 * groups
+        return int(self.library.sgl_activation_bytes(ctypes.byref(self.struct)))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()

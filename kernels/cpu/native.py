@@ -44,6 +44,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_threads": (_POINTER, _POINTER, _POINTER, _INT),
     "sgl_pack_bf16": (_POINTER, _LONG, _LONG, _POINTER),
+    "sgl_activation_bytes": (_POINTER,),
     "sgl_round": (_POINTER, _LONG, _LONG, _INT, _LONG, _POINTER, _POINTER),
     "sgl_pack_int8": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
     "sgl_pack_int4": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
@@ -59,6 +60,8 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     ),
     "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 6),
 }
+_RESULTS: dict[str, type] = {"sgl_activation_bytes": _LONG}
+"""Of those that return something."""
 
 
 @functools.cache
@@ -97,7 +100,7 @@ def _load(isa: str) -> ctypes.CDLL:
     for name, arguments in _SIGNATURES.items():
         function = getattr(lib, name)
         function.argtypes = arguments
-        function.restype = None
+        function.restype = _RESULTS.get(name)
     set_threads(lib, torch.get_num_threads())
     return lib
 

@@ -1,11 +1,9 @@
-// Between bf16 and the bytes that integer products take: activations at run time, packed weights at load.
+// From bf16 to the bytes that integer products take: activations at run time, weights at load.
 #include <vector>
 
 #include "kernels.h"
 
 namespace sgl {
-
-constexpr int kPanel = 64;
 
 static int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -162,45 +160,6 @@ void sgl_round(const bf16* weight, int64_t rows, int64_t inner, int bits, int64_
     for (int64_t i = begin * groups; i < end * groups; ++i) {
       int64_t first = i % groups * group, place = i / groups * inner + first;
       round_group(weight + place, inner - first < group ? inner - first : group, bits, values + place, scales + i);
-    }
-  });
-}
-
-// q [columns, inner], 0 to 255 for -128 to 127, and scales [columns] -> panels.
-void sgl_pack_int8(const uint8_t* q, const float* scales, int64_t columns, int64_t inner, uint8_t* packed) {
-  int64_t panels = (columns + kPanel - 1) / kPanel, quads = (inner + 3) / 4, bytes = (quads * 4 + 4) * kPanel;
-  parallel(panels, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      uint8_t* panel = packed + p * bytes;
-      float* last = (float*)(panel + quads * 4 * kPanel);
-      for (int j = 0; j < kPanel; ++j) {
-        int64_t n = p * kPanel + j;
-        for (int64_t k = 0; k < quads * 4; ++k)
-          panel[(k / 4 * kPanel + j) * 4 + k % 4] = n < columns && k < inner ? q[n * inner + k] : 128;
-        last[j] = n < columns ? scales[n] : 0.0f;
-      }
-    }
-  });
-}
-
-// q [columns, inner], 0 to 15, scales [columns, groups] and zero points of the same shape or null (all 8) -> panels.
-void sgl_pack_int4(const uint8_t* q, const bf16* scales, const uint8_t* zeros, int64_t columns, int64_t inner,
-                   int64_t group, uint8_t* packed) {
-  int64_t panels = (columns + kPanel - 1) / kPanel, groups = (inner + group - 1) / group;
-  int64_t bytes = kPanel * (group / 2 + int64_t(sizeof(bf16)) + (zeros ? 1 : 0));
-  auto value = [&](int64_t n, int64_t k) { return n < columns && k < inner ? q[n * inner + k] & 15 : 8; };
-  parallel(panels * groups, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      uint8_t* block = packed + i * bytes;
-      bf16* block_scales = (bf16*)(block + kPanel * group / 2);
-      for (int j = 0; j < kPanel; ++j) {
-        int64_t n = i / groups * kPanel + j, first = i % groups * group;
-        for (int64_t k = 0; k < group; k += 8)
-          for (int b = 0; b < 4; ++b)
-            block[(k / 8 * kPanel + j) * 4 + b] = uint8_t(value(n, first + k + b) | value(n, first + k + 4 + b) << 4);
-        block_scales[j] = n < columns ? scales[n * groups + i % groups] : 0;
-        if (zeros) ((uint8_t*)(block_scales + kPanel))[j] = n < columns ? zeros[n * groups + i % groups] : 8;
-      }
     }
   });
 }

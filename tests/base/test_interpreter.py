@@ -35,3 +35,4 @@ def test_orders_for_one_that_died_are_no_error() -> None:
         interpreter.process.kill()
         interpreter.process.wait()
         interpreter.order(b"x" * 100_000)
+        assert interpreter.process.stdin is not None and interpreter.process.stdin.closed
