@@ -83,17 +83,27 @@ class SglEngine:
         self.traces: list[str] = []
 
     def run(self, prompts: Prompts, output_len: int) -> Timing:
-        return self._loop.run_until_complete(self._recorded(prompts, output_len))
+        return self.run_each(prompts, [output_len] * len(prompts))
 
-    async def _recorded(self, prompts: Prompts, output_len: int) -> Timing:
+    def run_each(self, prompts: Prompts, output_lens: Sequence[int]) -> Timing:
+        """As `run`, each prompt with its own length of answer."""
+        return self._loop.run_until_complete(self._recorded(prompts, output_lens))
+
+    async def _recorded(self, prompts: Prompts, output_lens: Sequence[int]) -> Timing:
         if not self._profile:
-            return await self._run(prompts, output_len)
+            return await self._run(prompts, output_lens)
         async with recorded(self.engine, self.traces):
-            return await self._run(prompts, output_len)
+            return await self._run(prompts, output_lens)
 
-    async def _run(self, prompts: Prompts, output_len: int) -> Timing:
-        sampling = SamplingParams(max_new_tokens=output_len, temperature=0.0, ignore_eos=True)
-        requests = [GenerateRequest(input_ids=list(ids), sampling=sampling, stream=True) for ids in prompts]
+    async def _run(self, prompts: Prompts, output_lens: Sequence[int]) -> Timing:
+        requests = [
+            GenerateRequest(
+                input_ids=list(ids),
+                sampling=SamplingParams(max_new_tokens=output_len, temperature=0.0, ignore_eos=True),
+                stream=True,
+            )
+            for ids, output_len in zip(prompts, output_lens, strict=True)
+        ]
         timing = Timing(time.perf_counter(), [[] for _ in prompts])
         cached = [0] * len(prompts)
         async for position, item in self.engine.generate_batch(requests):

@@ -27,11 +27,14 @@ def host(
     import json
 
     from sgl.bench.host import measure, results
+    from sgl.bench.others import Usage
     from sgl.bench.provenance import append, check_output, describe, versions
 
     check_output(output_file)
+    before = Usage.now()
     with console.err().status("measuring") as status:
         figures = measure(rounds, note=status.update)
+    before.check(Usage.now())
     line = {"kind": "host", "versions": versions(), "machine": describe(), "figures": results(figures)}
     if output_file:
         append(output_file, line)

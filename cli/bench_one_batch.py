@@ -84,9 +84,6 @@ def one_batch(
 
     from sgl.bench.engines import SglEngine
 
-    own = SglEngine(config, profile=profile)
-    engines: list[BatchEngine] = [own]
-
     def record(run: Run, summary: dict[str, Any]) -> None:
         if output_file:
             head = provenance.head("one-batch", flags, seed, "cold", run.data)
@@ -94,15 +91,15 @@ def one_batch(
             provenance.append(output_file, {**head, **run.to_dict(), **peaks, **summary})
 
     series: dict[tuple[Workload, str], list[Run]] = {}
-    try:
-        yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
-        if versus:
+    engines: list[BatchEngine] = []
+    with peers.closing_all(engines):
+        if versus:  # first: a peer that does not start is told at once
             engines.append(peers.make_peer(versus, peer_model, pythons, config))
+        own = SglEngine(config, profile=profile)
+        engines.insert(0, own)
+        yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
         runs = measure(engines, workloads, repeats, own.engine.info.vocab_size, yardstick, seed)
         interrupted = _collect(runs, len(engines) * len(workloads), repeats, series, record)
-    finally:
-        for engine in engines:
-            engine.close()
     _print(series)
     bench_data.tell_traces(own.traces)
     _finish(series, least, interrupted)

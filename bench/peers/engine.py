@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl.bench.engines import Prompts, Timing
+from sgl.bench.engines import BatchEngine, Prompts, Timing
 from sgl.bench.peers.client import Client
 from sgl.bench.peers.workloads import Answer, Prompt, Round
 from sgl.engine.base.config import EngineConfig
@@ -255,7 +255,7 @@ def make_local(name: str, model: str, pythons: Mapping[str, str], config: Engine
 
 
 @contextlib.contextmanager
-def closing_all(engines: Sequence[WorkerEngine | ServerEngine]) -> Iterator[None]:
+def closing_all(engines: Sequence[BatchEngine]) -> Iterator[None]:
     """Closes the engines at the end."""
     try:
         yield

@@ -79,11 +79,11 @@ def test_a_template_around_every_prompt_may_be_cached() -> None:
     assert check_cache("cold", samples, outcomes) == ""
 
 
-def test_a_warm_cache_holds_something() -> None:
+def test_a_warm_cache_holds_most_of_the_prompts() -> None:
     samples = [Sample((1, 2, 3, 4), 1)]
     assert check_cache("warm", samples, [done(samples[0], 3)]) == ""
-    with pytest.raises(ContaminatedError, match="The prefix cache was not warm"):
-        check_cache("warm", samples, [done(samples[0], 0)])
+    with pytest.raises(ContaminatedError, match=r"was not warm \(1 of 4 prompt tokens were cached\)"):
+        check_cache("warm", samples, [done(samples[0], 1)])
 
 
 def test_a_server_that_does_not_say_is_noted() -> None:

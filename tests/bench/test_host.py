@@ -45,6 +45,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setenv("COLUMNS", "120")
     figures = [Figure("a", "the first", "us", 3.0, [4.0]), Figure("b", "the second", "tokens/s", None, [123456.0])]
     monkeypatch.setattr(host, "measure", lambda rounds, note: figures)
+    monkeypatch.setattr("sgl.bench.others.Usage.share", lambda self, later: 0.0)
     file = tmp_path / "out.jsonl"
     assert run(monkeypatch, "bench", "host", "--output-file", str(file)) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -56,3 +57,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert run(monkeypatch, "bench", "host", "--json") == 0
     assert json.loads(capsys.readouterr().out)["figures"]["a"]["met"] is False
     assert run(monkeypatch, "bench", "host", "--rounds", "0") == 2
+    monkeypatch.setattr("sgl.bench.others.Usage.share", lambda self, later: 0.4)
+    assert run(monkeypatch, "bench", "host", "--json") == 2
+    screen = capsys.readouterr()
+    assert not screen.out and "Other programs took 40% of the processor time" in screen.err
