@@ -24,7 +24,12 @@ Check = Callable[[], str]
 
 REFERENCE = "reference"
 
-_PACKAGES = ("sgl.kernels.ops", "sgl.kernels.cpu")
+_PACKAGES = {
+    "cpu": ("sgl.kernels.ops", "sgl.kernels.cpu"),
+    "cuda": ("sgl.kernels.ops", "sgl.kernels.triton", "sgl.kernels.flashinfer.sampling"),
+}
+"""What registers implementations for a device; Triton takes a while to import, and a CPU has no use for it."""
+
 _OPS: dict[str, dict[str, Impl]] = {}
 
 
@@ -80,6 +85,11 @@ class Kernels:
     def __getitem__(self, op: str) -> Callable[..., Any]:
         return self._chosen[op].fn
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Which implementation every op is bound to."""
+        return {op: found.name for op, found in sorted(self._chosen.items())}
+
     def name(self, op: str) -> str:
         """Which implementation ``op`` is bound to."""
         return self._chosen[op].name
@@ -116,9 +126,9 @@ def impl(
     return register
 
 
-def implementations() -> Iterator[Impl]:
-    """Every implementation of every op, references first."""
-    _load()
+def implementations(device: str = "cpu") -> Iterator[Impl]:
+    """Every implementation of every op that there may be for a device, references first."""
+    _load(device)
     for op_impls in _OPS.values():
         yield from op_impls.values()
 
@@ -135,7 +145,7 @@ def bind(device: str, isa: str, dtype: torch.dtype, overrides: Sequence[str] = (
     Raises:
         ConfigError: an override names an unknown op or implementation, or one that does not run here.
     """
-    _load()
+    _load(device)
     forced = _parse(overrides)
     return Kernels({op: _choose(op, device, isa, dtype, forced.get(op)) for op in _OPS}, frozenset(forced))
 
@@ -155,8 +165,10 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _load() -> None:
-    for package in _PACKAGES:
+def _load(device: str) -> None:
+    if device == "cuda" and find_spec("triton") is None:
+        raise ConfigError("device cuda needs triton, which is not installed; install sgl[gpu].", param="device")
+    for package in _PACKAGES[device]:
         importlib.import_module(package)
 
 

@@ -67,6 +67,13 @@ class HfConfig:
             raise ModelError(f"config.json: {name} must be a list of strings.")
         return value
 
+    def counts(self, name: str) -> list[int]:
+        """A list of integers from 0 on; an empty one if it is missing."""
+        value = self._fields.get(name) or []
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise ModelError(f"config.json: {name} must be a list of integers that are not negative.")
+        return value
+
     def rope(self, head_dim: int, max_positions: int) -> RopeSpec:
         """Reads ``rope_parameters`` or, as older checkpoints have it, ``rope_theta`` and ``rope_scaling``."""
         current, former = self.object("rope_parameters"), self.object("rope_scaling")

@@ -6,11 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from sgl.engine.base.errors import ModelError
-from sgl.engine.models import bert, gemma2, gpt2, internlm2, llama, mistral, qwen2, qwen3, roberta
+from sgl.engine.models import (
+    bert,
+    gemma2,
+    gpt2,
+    internlm2,
+    llama,
+    mistral,
+    mixtral,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    roberta,
+)
 from sgl.engine.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma2.FAMILY, internlm2.FAMILY, gpt2.FAMILY),
+    *(mixtral.FAMILY, qwen2_moe.FAMILY, qwen3_moe.FAMILY),
     *(llama.EMBEDDER, mistral.EMBEDDER, qwen2.EMBEDDER, qwen3.EMBEDDER, gemma2.EMBEDDER, internlm2.EMBEDDER),
     *(llama.CLASSIFIER, mistral.CLASSIFIER, qwen2.CLASSIFIER, qwen3.CLASSIFIER, gemma2.CLASSIFIER),
     *(qwen2.REWARD, internlm2.REWARD),

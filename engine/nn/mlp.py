@@ -28,16 +28,15 @@ _OPS: dict[tuple[str, bool], tuple[Form, tuple[str, ...]]] = {
 class Mlp:
     """``down(act(up(x)))``; gated, up computes gate and up side by side in one product."""
 
-    def __init__(self, build: Build, layer: int, spec: MlpSpec, hidden_size: int) -> None:
-        names = build.names
-        size = spec.intermediate_size
+    def __init__(self, build: Build, names: tuple[tuple[str, ...], str], spec: MlpSpec, hidden_size: int) -> None:
+        """``names``: of up and of down."""
+        up, down = names
+        size, transposed = spec.intermediate_size, build.names.transposed
         parts = (size, size) if spec.gated else (size,)
-        up_names = tuple(name.format(layer) for name in names.up)
         form, following = _ops(spec)
         self._acts: list[Callable[[Tensor], Tensor]] = [build.kernels[op] for op in following]
-        self.up = Linear(build, up_names, hidden_size, parts, spec.bias, names.transposed, form)
-        down_names = (names.down.format(layer),)
-        self.down = Linear(build, down_names, size, (hidden_size,), spec.bias, names.transposed)
+        self.up = Linear(build, up, hidden_size, parts, spec.bias, transposed, form)
+        self.down = Linear(build, (down,), size, (hidden_size,), spec.bias, transposed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, H] -> [T, H]``, a new tensor."""

@@ -10,14 +10,8 @@ from torch import Tensor
 
 from sgl.engine.nn.spec import AttentionSpec, NormSpec
 from sgl.engine.nn.weights import Build, WeightSlot
-from sgl.kernels.ops import norm as reference
 
 _TENSORS = {"rms": ("weight",), "layer": ("weight", "bias")}
-_WIDE: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]] = {
-    "rms": (reference.rms, reference.add_rms),
-    "layer": (reference.layer, reference.add_layer),
-}
-"""(norm, norm of a sum) that take weights of any precision."""
 
 
 class Norm:
@@ -31,13 +25,11 @@ class Norm:
         self.eps = spec.eps
         self.tensors: tuple[Tensor, ...] = ()
         self._offset = spec.offset
-        if spec.offset:  # the sum is kept in float32, which faster norms do not take: bfloat16 would round it away
-            self._norm, self._add = _WIDE[spec.kind]
         build.leaves.append(self)
 
     def finalize(self) -> None:
         self.tensors = tuple(slot.destination.take() for slot in self.slots)
-        if self._offset:
+        if self._offset:  # the sum is kept in float32: bfloat16 would round it away
             self.tensors = (self.tensors[0].float() + self._offset, *self.tensors[1:])
         self.nbytes = sum(tensor.nbytes for tensor in self.tensors)
 

@@ -70,9 +70,36 @@ class MlpSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts: every token takes the ``top_k`` that the softmax of a router's scores finds best.
+
+    Attributes:
+        renormalize: whether the scores of the chosen are made to add up to one.
+        shared: what every token takes besides, None for nothing.
+        shared_gate: whether a learned gate says how much of it.
+    """
+
+    num_experts: int
+    top_k: int
+    expert: MlpSpec
+    renormalize: bool = True
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k > self.num_experts:
+            raise ModelError(f"A token cannot take {self.top_k} of {self.num_experts} experts.")
+
+    @property
+    def intermediate_size(self) -> int:
+        """Of all that a token takes."""
+        return self.top_k * self.expert.intermediate_size + (self.shared.intermediate_size if self.shared else 0)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     attention: AttentionSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +174,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightNames:
-    """What a checkpoint calls the modules of a model; ``{}`` stands for the layer's index.
+    """What a checkpoint calls the modules of a model; ``{}`` stands for the layer's index, a second for the expert's.
 
     The names of a tuple are stacked along the output: queries, keys, values; gate, up. A single name holds them all.
     """
@@ -169,6 +196,12 @@ class WeightNames:
     q_norm: str = ""
     k_norm: str = ""
     sinks: str = ""
+    router: str = ""
+    expert_up: tuple[str, ...] = ()
+    expert_down: str = ""
+    shared_up: tuple[str, ...] = ()
+    shared_down: str = ""
+    shared_gate: str = ""
     transposed: bool = False  # linear weights of the layers are stored [in, out]
     qkv_grouped: bool = False  # the single qkv holds, for one key-value head after the other, its queries, key, value
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) applied to a checkpoint's names

@@ -134,6 +134,17 @@ static inline bf16 to_bf16(float x) {
 
 static inline f32x16 load_bf16(const bf16* p) { return as_float(widen(p) << 16); }
 
+// Halves of IEEE's; infinities and NaNs are not among them.
+static inline f32x16 load_fp16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#else
+  i32x16 bits = widen(p);
+  f32x16 magnitude = as_float((bits & 0x7fff) << 13) * 5.192296858534828e33f;  // 2^112: the exponents' offset
+  return as_float(as_int(magnitude) + ((bits >> 15) << 31));
+#endif
+}
+
 static inline void store_bf16(bf16* p, f32x16 x) {
 #if defined(__AVX512BF16__)
   _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));

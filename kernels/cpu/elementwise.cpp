@@ -60,6 +60,19 @@ static Peak peak_of(const float* x, int64_t width) {
   return best;
 }
 
+static void mask_row(float* x, int64_t width, const uint8_t* mask) {
+  const float forbidden = -INFINITY;
+  i32x16 own{};
+  for (int lane = 0; lane < kLanes; ++lane) own[lane] = 1 << lane;
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    int32_t bits = mask[i / 8] | mask[i / 8 + 1] << 8;
+    store(x + i, load(x + i) + select((own & bits) > 0, splat(0.0f), splat(forbidden)));
+  }
+  for (; i < width; ++i)
+    if (!(mask[i / 8] >> i % 8 & 1)) x[i] += forbidden;
+}
+
 static void rotate(bf16* head, const float* cos, const float* sin, int half) {
   int i = 0;
   for (; i + kLanes <= half; i += kLanes) {
@@ -155,6 +168,15 @@ void sgl_argmax(const float* x, int64_t rows, int64_t width, int64_t* places, fl
   };
   if (rows * width < 262144) body(0, rows);
   else parallel(rows, body);
+}
+
+// Adds -inf, in `count` rows of x [N, width], where the row of masks has a zero bit, least significant bits first.
+void sgl_mask(float* x, int64_t width, const int64_t* rows, int64_t count, const uint8_t* masks) {
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) mask_row(x + rows[r] * width, width, masks + r * ((width + 7) / 8));
+  };
+  if (count * width < 262144) body(0, count);
+  else parallel(count, body);
 }
 
 // Of `count` slots: the token at the computed count, that count, and the one after it.

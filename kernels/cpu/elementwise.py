@@ -18,7 +18,7 @@ _library = functools.cache(native.library)  # these calls are short: looking for
 
 @impl("norm.rms", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if weight.dim() > 1:
+    if weight.dim() > 1 or weight.dtype != x.dtype:
         return norm.rms_torch(x, weight, eps)
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -34,6 +34,15 @@ def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     places, peaks = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     _library().sgl_argmax(logits.contiguous().data_ptr(), rows, width, places.data_ptr(), peaks.data_ptr())
     return places, peaks
+
+
+@impl("sample.mask", "native", device="cpu", priority=20, needs=native.missing)
+def mask(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    assert logits.is_contiguous()
+    _library().sgl_mask(
+        *(logits.data_ptr(), logits.shape[1], rows.data_ptr(), rows.shape[0]),
+        masks.contiguous().data_ptr(),
+    )
 
 
 @impl("decode.locate", "native", device="cpu", priority=20, needs=native.missing)

@@ -43,6 +43,7 @@ struct Weight {
   Format format;
   int32_t group;                 // inputs that share a scale: all of them in int8
   int32_t has_zeros;             // int4: zero points are stored; else all are 8
+  int32_t half_scales;           // int4: scales are fp16, else bf16
 };
 
 // The rows that a weight is multiplied with, in the form that its format wants: bf16, or signed bytes with a scale

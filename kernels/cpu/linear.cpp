@@ -4,7 +4,7 @@
 //   bf16: [K/2][64][2]
 //   int8: [K/4][64][4] bytes of value + 128, then [64] float scales
 //   int4: for every group of inputs [G/8][64][4] bytes, whose low halves are inputs 0..3 of eight and high halves 4..7,
-//         then [64] bf16 scales, then, if stored, [64] bytes of zero points
+//         then [64] scales, bf16 or fp16, then, if stored, [64] bytes of zero points
 // Integer products take activations as signed bytes, quantised row by row (quantize.cpp), and correct the weights' zero
 // point by the sum of the row. Every output element is one chain of sums in the order of k, whatever the number of rows,
 // so the answer of a row does not depend on what it was batched with.
@@ -127,6 +127,8 @@ struct Int4 {
   static int64_t group_bytes(const Weight& w) { return kPanel * (w.group / 2 + 2 + (w.has_zeros ? 1 : 0)); }
   static int64_t panel_bytes(const Weight& w) { return groups(w) * group_bytes(w); }
 
+  static f32x16 load_scales(const Weight& w, const uint16_t* p) { return w.half_scales ? load_fp16(p) : load_bf16(p); }
+
   template <int R, int N>
   static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
                           const Ahead& ahead, Sums<R, N>& out) {
@@ -136,7 +138,7 @@ struct Int4 {
       for (int c = 0; c < N; ++c) out[r][c] = f32x16{};
     for (int64_t g = 0; g < count; ++g) {
       const uint8_t *block = panel + g * group_bytes(w), *in = (const uint8_t*)x.data + row * x.stride + g * w.group;
-      const bf16* scales = (const bf16*)(block + kPanel * w.group / 2);
+      const uint16_t* scales = (const uint16_t*)(block + kPanel * w.group / 2);
       const uint8_t* zeros = (const uint8_t*)(scales + kPanel);
       for (int first = 0; first < N; first += W) {
         i32x16 sum[R][W];
@@ -161,7 +163,7 @@ struct Int4 {
         }
         for (int r = 0; r < R; ++r)
           for (int c = 0; c < W; ++c) {
-            f32x16 scale = load_bf16(scales + (begin + first + c) * kLanes) * x.scales[(row + r) * count + g];
+            f32x16 scale = load_scales(w, scales + (begin + first + c) * kLanes) * x.scales[(row + r) * count + g];
             out[r][first + c] += to_float(sum[r][c]) * scale;
           }
       }
@@ -368,16 +370,16 @@ void sgl_pack_int8(const uint8_t* q, const float* scales, int64_t columns, int64
   });
 }
 
-// q [columns, inner], 0 to 15, scales [columns, groups] and zero points of the same shape or null (all 8) -> panels.
-void sgl_pack_int4(const uint8_t* q, const bf16* scales, const uint8_t* zeros, int64_t columns, int64_t inner,
+// q [columns, inner], 0 to 15, 16-bit scales [columns, groups] and zero points of the same shape or null (all 8) -> panels.
+void sgl_pack_int4(const uint8_t* q, const uint16_t* scales, const uint8_t* zeros, int64_t columns, int64_t inner,
                    int64_t group, uint8_t* packed) {
   int64_t panels = (columns + kPanel - 1) / kPanel, groups = (inner + group - 1) / group;
-  int64_t bytes = kPanel * (group / 2 + int64_t(sizeof(bf16)) + (zeros ? 1 : 0));
+  int64_t bytes = kPanel * (group / 2 + int64_t(sizeof(uint16_t)) + (zeros ? 1 : 0));
   auto value = [&](int64_t n, int64_t k) { return n < columns && k < inner ? q[n * inner + k] & 15 : 8; };
   parallel(panels * groups, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       uint8_t* block = packed + i * bytes;
-      bf16* block_scales = (bf16*)(block + kPanel * group / 2);
+      uint16_t* block_scales = (uint16_t*)(block + kPanel * group / 2);
       for (int j = 0; j < kPanel; ++j) {
         int64_t n = i / groups * kPanel + j, first = i % groups * group;
         for (int64_t k = 0; k < group; k += 8)

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgl.kernels.cpu import native
-from sgl.kernels.ops.linear import Allocate, Form, LinearFn, PlainLinear, QuantizedWeight, fresh, shaped
+from sgl.kernels.ops.linear import (
+    Allocate,
+    Form,
+    LinearFn,
+    PlainLinear,
+    QuantizedWeight,
+    fresh,
+    scale_dtype,
+    shaped,
+)
 from sgl.kernels.registry import impl
 
 PANEL = 64
@@ -33,6 +42,7 @@ class WeightStruct(ctypes.Structure):
         ("format", ctypes.c_int32),
         ("group", ctypes.c_int32),
         ("has_zeros", ctypes.c_int32),
+        ("half_scales", ctypes.c_int32),
     )
 
 
@@ -49,6 +59,7 @@ class NativeLinear:
     library: ctypes.CDLL
     group: int = 1  # inputs that share a scale
     has_zeros: bool = False
+    half_scales: bool = False
 
     @property
     def packed_bytes(self) -> int:
@@ -65,6 +76,7 @@ class NativeLinear:
             FORMATS.index(self.format),
             self.group,
             self.has_zeros,
+            self.half_scales,
         )
 
     @cached_property
@@ -83,6 +95,21 @@ class NativeLinear:
         else:
             self.library.sgl_linear(*operands, 2 if self.form == "gated" else 0)
         return y
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """A linear layer whose inputs are taken in an order of their own."""
+
+    linear: NativeLinear
+    order: Tensor  # int64 [K]
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.linear.packed_bytes + self.order.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.linear(x.index_select(1, self.order))
 
 
 @impl("linear", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
@@ -110,9 +137,19 @@ def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form, a
     format, pack = ("int8", _pack_int8) if weight.bits == 8 else ("int4", _pack_int4)
     library, panels = native.library(), _panels(values)
     packed = pack(library, panels, values.contiguous(), scales, zeros, weight.group, allocate)
-    has_zeros = weight.bits == 4 and zeros is not None
-    padded = _padded(bias, panels)
-    return NativeLinear(packed, padded, inner, columns, form, format, library, weight.group, has_zeros)
+    prepared = NativeLinear(
+        packed,
+        _padded(bias, panels),
+        inner,
+        columns,
+        form,
+        format,
+        library,
+        weight.group,
+        has_zeros=weight.bits == 4 and zeros is not None,
+        half_scales=weight.bits == 4 and scale_dtype(weight.scales) == torch.float16,
+    )
+    return prepared if weight.order is None else Reordered(prepared, weight.order)
 
 
 @impl("weight.round", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
@@ -151,7 +188,9 @@ def _pack_int4(
 ) -> Tensor:
     (rows, inner), groups = values.shape, scales.shape[1]
     packed = allocate(panels * PANEL * groups * (group // 2 + 2 + (zeros is not None)))
-    kept, zeros = scales.bfloat16().contiguous(), None if zeros is None else zeros.contiguous()
+    short = scale_dtype(scales)
+    assert short is not None, "4 bits have scales of 16 bits"
+    kept, zeros = scales.to(short).contiguous(), None if zeros is None else zeros.contiguous()
     zero_points = None if zeros is None else zeros.data_ptr()
     library.sgl_pack_int4(values.data_ptr(), kept.data_ptr(), zero_points, rows, inner, group, packed.data_ptr())
     return packed

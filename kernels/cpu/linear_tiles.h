@@ -245,11 +245,11 @@ struct Int4Tiles {
     const uint8_t* block = w.data + column / kPanel * Int4::panel_bytes(w) + kPanel * w.group / 2;
     for (int64_t g = 0; g < groups; ++g, block += Int4::group_bytes(w)) {
       group_sums<N>(in, lines, apart, g * w.group, w.group, sums[0]);
-      const bf16* scales = (const bf16*)block + column % kPanel;
-      const uint8_t* zeros = block + kPanel * sizeof(bf16) + column % kPanel;
+      const uint16_t* scales = (const uint16_t*)block + column % kPanel;
+      const uint8_t* zeros = block + kPanel * sizeof(uint16_t) + column % kPanel;
       auto add = [&](auto has_zeros) {
         for (int c = 0; c < N; ++c) {
-          f32x16 weight_scale = load_bf16(scales + c * kLanes);
+          f32x16 weight_scale = Int4::load_scales(w, scales + c * kLanes);
           for (int r = 0; r < rows; ++r) {
             int64_t at = (first + r) * groups + g;
             i32x16 middle = has_zeros ? widen(zeros + c * kLanes) * x.sums[at] : i32x16{} + 8 * x.sums[at];

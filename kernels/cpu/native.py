@@ -54,6 +54,7 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_linear_f32": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER),
     "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
     "sgl_argmax": (_POINTER, _LONG, _LONG, _POINTER, _POINTER),
+    "sgl_mask": (_POINTER, _LONG, _POINTER, _LONG, _POINTER),
     "sgl_locate": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, *[_POINTER] * 4),
     "sgl_place": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER),
     "sgl_commit": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER),
@@ -64,8 +65,9 @@ _SIGNATURES: dict[str, Sequence[type]] = {
         *(_FLOAT, _FLOAT, _POINTER, _INT, _POINTER),
     ),
     "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 6),
+    "sgl_record": (_POINTER, _LONG),
 }
-_RESULTS: dict[str, type] = {"sgl_activation_bytes": _LONG}
+_RESULTS: dict[str, type] = {"sgl_activation_bytes": _LONG, "sgl_record": _LONG}
 """Of those that return something."""
 
 

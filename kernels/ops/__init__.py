@@ -1,5 +1,20 @@
 """The ops: a name, a signature and a plain torch reference each."""
 
-from sgl.kernels.ops import activation, decode, embedding, kv, linear, norm, quantize, rope, sampling
+from sgl.kernels.ops import (
+    activation,
+    decode,
+    draw,
+    embedding,
+    kv,
+    linear,
+    moe,
+    norm,
+    penalty,
+    quantize,
+    random,
+    rope,
+    sampling,
+)
 
-__all__ = ["activation", "decode", "embedding", "kv", "linear", "norm", "quantize", "rope", "sampling"]
+__all__ = ["activation", "decode", "draw", "embedding", "kv", "linear", "moe", "norm", "penalty", "quantize"]
+__all__ += ["random", "rope", "sampling"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -97,19 +97,154 @@ class QuantizedWeight:
     """
 
     values: Tensor  # uint8 [N, K], 0 .. 2^bits - 1
-    scales: Tensor  # float32 [N, G]; 4 bits: each representable in bfloat16
+    scales: Tensor  # float32 [N, G]
     zeros: Tensor | None  # uint8 [N, G]; None: all are 2^(bits - 1)
     bits: Literal[4, 8]
     group: int  # inputs; the last group may be shorter
+    order: Tensor | None = None  # int64 [K]: the input that stands at each place of ``values``; None: its own
+    weight_only: bool = False  # the format leaves the inputs as they are
+
+    @property
+    def fits_integer_products(self) -> bool:
+        """Whether `linear.quantized` computes with it: 8 bits with a scale per output, 4 bits with short scales."""
+        if self.bits == 8:
+            return self.zeros is None and self.order is None and self.group >= self.values.shape[1]
+        return (self.group == 32 or self.group % 64 == 0) and scale_dtype(self.scales) is not None
 
     def dequantize(self) -> Tensor:
         """The weight in float32 ``[N, K]``."""
-        middle = torch.full_like(self.scales, 1 << self.bits - 1)
-        points = middle if self.zeros is None else self.zeros.float()
-        scales, zeros = (
-            part.repeat_interleave(self.group, 1)[:, : self.values.shape[1]] for part in (self.scales, points)
+        inner = self.values.shape[1]
+        weight = self.values.float()
+        weight -= 1 << self.bits - 1 if self.zeros is None else _spread(self.zeros.float(), self.group, inner)
+        weight *= _spread(self.scales, self.group, inner)
+        return weight if self.order is None else weight[:, torch.argsort(self.order)]
+
+
+Activations = Literal["none", "token", "tensor", "block"]
+"""How a format rounds inputs to fp8: not at all; by a scale per row; by the stored one; by one per 128 inputs of a
+row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Weight:
+    """``W [N, K] = values * scales`` in fp8 (e4m3), a scale for every block of outputs and inputs."""
+
+    values: Tensor  # float8_e4m3fn [N, K]
+    scales: Tensor  # float32 [blocks of N, blocks of K]
+    block: tuple[int, int]  # outputs and inputs that share a scale; the last ones may be fewer
+    activations: Activations = "none"
+    input_scale: float | None = None  # with activations "tensor"
+    bits: ClassVar[int] = 8
+
+    def dequantize(self) -> Tensor:
+        """The weight in float32 ``[N, K]``."""
+        rows, inner = self.values.shape
+        scales = _spread(_spread(self.scales.t(), self.block[0], rows).t(), self.block[1], inner)
+        return self.values.float().mul_(scales)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedWeight:
+    """A weight in a format whose numbers no kernel takes: read out exactly."""
+
+    values: Tensor  # float32 [N, K]
+    bits: int  # of a stored number, rounded up
+
+    def dequantize(self) -> Tensor:
+        return self.values
+
+
+StoredWeight = QuantizedWeight | Float8Weight | DecodedWeight
+Weight = Tensor | StoredWeight
+"""What a linear layer may be prepared from."""
+
+
+def is_finite(weight: StoredWeight) -> bool:
+    """Whether all scales, or all numbers of a weight without scales, are numbers."""
+    return bool(torch.isfinite(weight.values if isinstance(weight, DecodedWeight) else weight.scales).all())
+
+
+def dequantized(weight: Weight) -> Tensor:
+    """The numbers of a weight ``[N, K]``; float32 unless it is a tensor already."""
+    return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def scale_dtype(scales: Tensor) -> torch.dtype | None:
+    """The 16-bit type that holds scales exactly, if there is one."""
+    exact = (dtype for dtype in (torch.bfloat16, torch.float16) if torch.equal(scales.to(dtype).float(), scales))
+    return next(exact, None)
+
+
+def stacked(parts: Sequence[StoredWeight]) -> StoredWeight:
+    """One weight of the rows of several: in the form that they share, or decoded if they share none."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    whole: StoredWeight | None = None
+    if isinstance(first, QuantizedWeight):
+        whole = _stacked_integers([part for part in parts if isinstance(part, QuantizedWeight)], len(parts))
+    elif isinstance(first, Float8Weight):
+        whole = _stacked_floats([part for part in parts if isinstance(part, Float8Weight)], len(parts))
+    return whole or DecodedWeight(torch.cat([part.dequantize() for part in parts]), max(part.bits for part in parts))
+
+
+def _stacked_integers(parts: list[QuantizedWeight], count: int) -> QuantizedWeight | None:
+    first = parts[0]
+    if len(parts) < count or any(
+        (part.bits, part.group, part.weight_only) != (first.bits, first.group, first.weight_only)
+        or not _same(part.order, first.order)
+        for part in parts
+    ):
+        return None
+    zeros = None
+    if any(part.zeros is not None for part in parts):
+        middle = 1 << first.bits - 1
+        points = (
+            torch.full_like(part.scales, middle, dtype=torch.uint8) if part.zeros is None else part.zeros
+            for part in parts
         )
-        return (self.values.float() - zeros) * scales
+        zeros = torch.cat(list(points))
+    values, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "scales"))
+    return replace(first, values=values, scales=scales, zeros=zeros)
+
+
+def _stacked_floats(parts: list[Float8Weight], count: int) -> Float8Weight | None:
+    """Scales per tensor become scales per row, so that parts keep their own."""
+    if len(parts) < count or any(part.activations != parts[0].activations for part in parts):
+        return None
+    parts = [_per_row(part) if part.block[0] >= part.values.shape[0] else part for part in parts]
+    first = parts[0]
+    whole_blocks = all(part.values.shape[0] % part.block[0] == 0 for part in parts[:-1])
+    if not whole_blocks or any(part.block != first.block for part in parts):
+        return None
+    values = torch.cat([part.values.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
+    given = [part.input_scale for part in parts if part.input_scale is not None]
+    scales = torch.cat([part.scales for part in parts])
+    return replace(first, values=values, scales=scales, input_scale=max(given) if given else None)
+
+
+def _per_row(weight: Float8Weight) -> Float8Weight:
+    rows = weight.values.shape[0]
+    return replace(weight, scales=weight.scales.expand(rows, -1).contiguous(), block=(1, weight.block[1]))
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
+def arranged(weight: Weight, arrange: Callable[[Tensor], Tensor]) -> Weight:
+    """A weight whose rows are moved by a function of tensors with as many rows."""
+    if isinstance(weight, QuantizedWeight):
+        zeros = None if weight.zeros is None else arrange(weight.zeros)
+        return replace(weight, values=arrange(weight.values), scales=arrange(weight.scales), zeros=zeros)
+    if isinstance(weight, Float8Weight):  # blocks may be torn apart
+        return DecodedWeight(arrange(weight.dequantize()), 8)
+    return arrange(weight) if isinstance(weight, Tensor) else replace(weight, values=arrange(weight.values))
+
+
+def _spread(parts: Tensor, size: int, count: int) -> Tensor:
+    """``[R, G]`` -> ``[R, count]``, every column ``size`` times; a single column is left to broadcasting."""
+    return parts if parts.shape[1] == 1 else parts.repeat_interleave(size, 1)[:, :count]
 
 
 def quantize_rows(x: Tensor, group: int) -> Tensor:
@@ -122,12 +257,12 @@ def quantize_rows(x: Tensor, group: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainQuantizedLinear:
-    """Computes with the dequantized weight, and inputs rounded as the integer kernels round them."""
+class RoundedLinear:
+    """Computes in float32 with a dequantized weight, and with inputs rounded as a kernel rounds them."""
 
     weight: Tensor  # float32 [N, K]
     bias: Tensor | None
-    group: int
+    rounded: Callable[[Tensor], Tensor]
 
     @property
     def packed_bytes(self) -> int:
@@ -135,10 +270,54 @@ class PlainQuantizedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        return functional.linear(quantize_rows(x, self.group), self.weight, bias).to(x.dtype)
+        return functional.linear(self.rounded(x), self.weight, bias).to(x.dtype)
 
 
 @op("linear.quantized")
 def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh) -> LinearFn:
-    """As `linear` for a quantized weight."""
-    return shaped(PlainQuantizedLinear(weight.dequantize(), bias, weight.group), form)
+    """As `linear` for a quantized weight, whose inputs are rounded as it says; it must fit integer products."""
+
+    def rounded(x: Tensor) -> Tensor:
+        if weight.order is None:
+            return quantize_rows(x, weight.group)
+        return quantize_rows(x[:, weight.order], weight.group)[:, torch.argsort(weight.order)]
+
+    return shaped(RoundedLinear(weight.dequantize(), bias, rounded), form)
+
+
+@op("linear.weight_only")
+def linear_weight_only(
+    weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
+) -> LinearFn:
+    """As `linear` for a quantized weight of any group, whose inputs stay what they are."""
+    return shaped(RoundedLinear(weight.dequantize(), bias, Tensor.float), form)
+
+
+FP8_MAX = 448.0
+"""The greatest number of e4m3."""
+
+
+def float8_rows(x: Tensor, activations: Activations, input_scale: float | None = None) -> Tensor:
+    """x ``[T, K]`` as products in fp8 see it: float32 multiples of the scales that `Activations` tells of."""
+    x = x.float()
+    if activations == "none":
+        return x
+    group = 128 if activations == "block" else x.shape[1]
+    groups = functional.pad(x, (0, -x.shape[1] % group)).view(x.shape[0], -(-x.shape[1] // group), group)
+    if activations == "tensor":
+        scale = torch.full((1, 1, 1), input_scale or 1.0, device=x.device)
+    else:
+        scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_MAX
+    steps = (groups / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float()
+    rounded: Tensor = (steps * scale).flatten(1)[:, : x.shape[1]]
+    return rounded
+
+
+@op("linear.fp8")
+def linear_fp8(weight: Float8Weight, bias: Tensor | None, form: Form, allocate: Allocate = fresh) -> LinearFn:
+    """As `linear` for a weight in fp8, whose inputs are rounded as it says."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return float8_rows(x, weight.activations, weight.input_scale)
+
+    return shaped(RoundedLinear(weight.dequantize(), bias, rounded), form)

@@ -1,6 +1,7 @@
 """Normalisation over the last dimension, alone or after a residual add; statistics are taken in float32.
 
-The implementations named ``torch`` are its fused norms: fewer calls than the references on any device.
+Weights and biases are in the precision of x or in float32. The implementations named ``torch`` are its fused norms:
+fewer calls than the references on any device.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def add_layer(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: fl
 
 @impl("norm.rms", "torch")
 def rms_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if weight.dtype != x.dtype:
+        return rms(x, weight, eps)
     if weight.dim() == 1:
         return functional.rms_norm(x, weight.shape, weight, eps)
     return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
@@ -51,6 +54,8 @@ def rms_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @impl("norm.layer", "torch")
 def layer_torch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if weight.dtype != x.dtype:
+        return layer(x, weight, bias, eps)
     return functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 

@@ -1,11 +1,16 @@
-"""The likeliest tokens; what is drawn at random is the sampler's business."""
+"""The likeliest tokens, and those that masks leave."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sgl.kernels.registry import impl, op
+
+Argmax = Callable[[Tensor], tuple[Tensor, Tensor]]
+Mask = Callable[[Tensor, Tensor, Tensor], None]
 
 _SCAN_WIDTH = 512  # tokens that are first looked at together
 
@@ -31,3 +36,16 @@ def argmax_torch(logits: Tensor) -> tuple[Tensor, Tensor]:
     starts = (peaks.argmax(-1) * _SCAN_WIDTH).clamp_(max=vocab_size - _SCAN_WIDTH)
     places = starts[:, None] + torch.arange(_SCAN_WIDTH, device=logits.device)
     return starts + logits.gather(1, places).argmax(-1), peaks.amax(-1)
+
+
+@op("sample.mask")
+def mask(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    """Adds -inf, in some rows of logits ``[N, V]`` float32, to the tokens whose bit is 0; what is NaN stays NaN.
+
+    Args:
+        rows: int64 ``[R]``, all different.
+        masks: uint8 ``[R, ceil(V / 8)]``, a bit for each token, the least significant first.
+    """
+    bits = (masks[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=masks.device)) & 1
+    forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
+    logits[rows] += logits.new_zeros(()).where(~forbidden, float("-inf"))

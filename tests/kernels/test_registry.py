@@ -14,8 +14,25 @@ BF16, FP32 = torch.bfloat16, torch.float32
 def test_the_best_that_runs_is_chosen() -> None:
     assert bind("cpu", "avx2", FP32).name("linear") == "onednn.fp32"
     assert bind("cpu", "generic", FP32).name("linear") == REFERENCE
-    assert bind("cuda", "sm90", BF16).name("linear") == REFERENCE
-    assert bind("cuda", "sm90", BF16).name("norm.rms") == "torch"
+
+
+def test_the_best_for_a_gpu_is_chosen() -> None:
+    pytest.importorskip("triton")
+    kernels = bind("cuda", "sm90", BF16)
+    assert (kernels.name("linear"), kernels.name("norm.rms"), kernels.name("act.relu")) == (
+        "cublas",
+        "triton",
+        REFERENCE,
+    )
+    assert bind("cuda", "sm90", FP32).name("linear") == REFERENCE
+    assert bind("cuda", "sm80", BF16).name("linear.fp8") == REFERENCE
+    assert bind("cuda", "sm89", BF16).name("linear.fp8") == "triton"
+
+
+def test_a_gpu_without_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.kernels.registry.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="triton"):
+        bind("cuda", "sm90", BF16)
 
 
 def test_later_overrides_win() -> None:

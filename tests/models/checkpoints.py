@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2")
+MOE_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 VOCAB_SIZE = 320
 BOS, EOS, IM_START, IM_END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
@@ -42,6 +43,14 @@ _DECODER = {
     "pad_token_id": None,
 }
 
+_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+
 _ENCODER = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -68,6 +77,9 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 30.0,
     },
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_DECODER, **_EXPERTS, "shared_expert_intermediate_size": 56},
+    "qwen3_moe": {**_DECODER, **_EXPERTS, "head_dim": 24, "norm_topk_prob": True},
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1},
     "xlm-roberta": {**_ENCODER, "max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1},
@@ -95,9 +107,10 @@ def make_checkpoint(
     head: str = "CausalLM",
     **overrides: Any,
 ) -> Path:
-    """Writes a random checkpoint of `family` (one of `FAMILIES`, or an encoder), a few hundred KB; returns the path.
+    """Writes a random checkpoint, a few hundred KB; returns the path.
 
     Args:
+        family: one of `FAMILIES` or `MOE_FAMILIES`, or an encoder.
         dtype: of the stored tensors, also named in config.json.
         tied: overrides tie_word_embeddings.
         sharded: several safetensors files with an index.

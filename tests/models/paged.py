@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sgl.engine.attn.choice import choose_backend
 from sgl.engine.base.device import detect_isa, open_device
 from sgl.engine.models.loader import load_model, read_config
 from sgl.engine.nn.decoder import Model
-from sgl.kernels.registry import bind
+from sgl.kernels.registry import Kernels, bind
 
 
 @dataclass
@@ -42,12 +43,14 @@ class Paged:
         *,
         page_size: int = 4,
         overrides: Sequence[str] = (),
+        kernels: Kernels | None = None,
         backend: str = "torch_native",
+        loading: Mapping[str, Any] = MappingProxyType({}),
         **config: Any,
     ) -> None:
-        kernels = bind("cpu", detect_isa(), dtype, overrides)
+        kernels = kernels or bind("cpu", detect_isa(), dtype, overrides)
         fields = read_config(path, config)
-        self.model: Model = load_model(path, fields, dtype=dtype, device=open_device("cpu"), kernels=kernels)
+        self.model: Model = load_model(path, fields, dtype=dtype, device=open_device("cpu"), kernels=kernels, **loading)
         self.page_size = page_size
         num_pages = 1024 // page_size
         self.free = random.Random(0).sample(range(num_pages), num_pages)

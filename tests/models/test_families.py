@@ -57,6 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma2",
         {"tied": True, "attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": 1000},
     ),
+    "mixtral": ("mixtral", {}),
+    "mixtral window": ("mixtral", {"sliding_window": 8}),
+    "qwen2_moe": ("qwen2_moe", {}),
+    "qwen2_moe renormalized, one layer dense": ("qwen2_moe", {"norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe every second layer": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2}),
     "gpt2": ("gpt2", {}),
     "gpt2 untied, scaled by depth": ("gpt2", {"tied": False, "scale_attn_by_inverse_layer_idx": True}),
 }
@@ -121,7 +127,7 @@ def test_bf16(case: str, stored: torch.dtype, backend: str, checkpoints: Any) ->
     [(FP32, "torch_native"), (BF16, "torch_native"), (BF16, "auto")],
     ids=["fp32", "bf16", "bf16 auto"],
 )
-@pytest.mark.parametrize("case", ["llama", "mistral window", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "mistral window", "qwen3", "gemma2", "gpt2", "qwen2_moe"])
 def test_what_a_decoding_row_is_batched_with_changes_nothing(
     case: str, dtype: torch.dtype, backend: str, checkpoints: Any
 ) -> None:

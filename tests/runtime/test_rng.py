@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sgl.engine.runtime.rng import stream_of, uniform
+from sgl.kernels.ops.random import stream_of, uniform
 
 # the first outputs of splitmix64 from state 1234567, as published with the reference implementation's ports
 REFERENCE = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sgl.kernels.checks import formats, moe, sampling
+from sgl.kernels.checks.case import Case, product, random
+from sgl.kernels.ops.decode import Located
 from sgl.kernels.ops.linear import Form, QuantizedWeight
 
 FORMS: tuple[Form, ...] = ("plain", "gated", "float32")
@@ -18,19 +21,8 @@ QUANTIZED: tuple[tuple[Literal[4, 8], int, bool], ...] = (
 )
 """Bits, inputs that share a scale, and whether there are zero points."""
 
-
-@dataclass(frozen=True)
-class Case:
-    """One call. ``run(fn, dtype)`` returns (got, expected in float64), each a list of tensors."""
-
-    op: str
-    name: str
-    run: Callable[[Callable[..., Any], torch.dtype], tuple[list[Tensor], list[Tensor]]]
-    result: torch.dtype | None = None  # of the answer; None if it is the inputs'
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
+_LONG_SCALES: tuple[tuple[Form, int, bool, bool], ...] = (("plain", 32, True, True), ("gated", 256, False, False))
+"""Of scales that bfloat16 would round: form, inputs that share one, zero points, and whether inputs are reordered."""
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -43,7 +35,7 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def _elementwise(op: str, name: str, shapes: list[tuple[int, ...]], expected: Callable[..., Any], *extra: Any) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        inputs = [_random(*shape).to(dtype) for shape in shapes]
+        inputs = [random(*shape).to(dtype) for shape in shapes]
         wanted = expected(*(x.double() for x in inputs), *extra)
         got = fn(*inputs, *extra)
         listed = [list(y) if isinstance(y, tuple) else [y] for y in (got, wanted)]
@@ -63,14 +55,31 @@ def _norms() -> Iterator[Case]:
             "norm.add_layer", name, [x, x, w, w], lambda x, r, w, b, e: (_layer(x + r, w, b, e), x + r), 1e-5
         )
     yield _elementwise("norm.rms", "heads", [(5, 6, 24), (6, 24)], _rms, 1e-6)
+    for op, count in (("norm.rms", 1), ("norm.add_rms", 2), ("norm.layer", 1), ("norm.add_layer", 2)):
+        yield _wide_weight(op, count)
     yield _elementwise("norm.rms", "large eps", [(2, 64), (64,)], _rms, 0.5)
+
+
+def _wide_weight(op: str, count: int) -> Case:
+    """Weights that bfloat16 would round; ``count`` inputs beside them."""
+
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        inputs = [random(4, 96).to(dtype) for _ in range(count)]
+        weights = [(1 + random(96) / 1000).float() for _ in range(1 + op.endswith("layer"))]
+        total = torch.stack(inputs).double().sum(0)
+        expected: Callable[..., Tensor] = _layer if op.endswith("layer") else _rms
+        wanted = expected(total, *(weight.double() for weight in weights), 1e-6)
+        got = fn(*inputs, *weights, 1e-6)
+        return ([got], [wanted]) if count == 1 else (list(got), [wanted, total])
+
+    return Case(op, "float32 weight", run)
 
 
 def _strided_heads() -> Case:
     """Norm and rotation see the query and key part of a wider tensor."""
 
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        wide, weight = _random(5, 8, 24).to(dtype), _random(6, 24).to(dtype)
+        wide, weight = random(5, 8, 24).to(dtype), random(6, 24).to(dtype)
         before = wide.clone()
         got = fn(wide[:, :6], weight, 1e-6)
         assert torch.equal(wide, before), "the input was changed"
@@ -82,13 +91,13 @@ def _strided_heads() -> Case:
 def _rope(tokens: int, heads: int, dim: int) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         x, cos, sin = (
-            _random(tokens, heads + 2, dim).to(dtype),
-            _random(tokens, 1, dim).to(dtype),
-            _random(tokens, 1, dim).to(dtype),
+            random(tokens, heads + 2, dim).to(dtype),
+            random(tokens, 1, dim).to(dtype),
+            random(tokens, 1, dim).to(dtype),
         )
         got = fn(x[:, :heads], cos, sin)
         assert got.is_contiguous()
-        a, b = x[:, :heads].double().split(dim // 2, -1)
+        a, b = x[:, :heads].double().chunk(2, -1)
         c, s = cos.double(), sin.double()
         half = dim // 2
         wanted = torch.cat((a * c[..., :half] + b * s[..., :half], b * c[..., half:] + a * s[..., half:]), -1)
@@ -97,17 +106,11 @@ def _rope(tokens: int, heads: int, dim: int) -> Case:
     return Case("rope.apply", f"{tokens}x{heads}x{dim}", run)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    y = x @ weight.t() + (0 if bias is None else bias.double())
-    gate, up = y.split(y.shape[1] // 2, -1) if form == "gated" else (y, y)
-    return torch.nn.functional.silu(gate) * up if form == "gated" else y
-
-
 def _linear(form: Form, tokens: int, k: int, n: int, bias: bool) -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        weight, x = (_random(n, k) * k**-0.5).to(dtype), _random(tokens, k).to(dtype)
-        b = _random(n).to(dtype) if bias else None
-        return [fn(weight.clone(), b, form)(x)], [_product(x.double(), weight.double(), b, form)]
+        weight, x = (random(n, k) * k**-0.5).to(dtype), random(tokens, k).to(dtype)
+        b = random(n).to(dtype) if bias else None
+        return [fn(weight.clone(), b, form)(x)], [product(x.double(), weight.double(), b, form)]
 
     result = torch.float32 if form == "float32" else None
     return Case("linear", f"{form} {tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
@@ -116,31 +119,45 @@ def _linear(form: Form, tokens: int, k: int, n: int, bias: bool) -> Case:
 def _rounded(x: Tensor, group: int) -> Tensor:
     """Every group of a row in multiples of its greatest magnitude / 127; in float32, on which ties depend."""
     parts = []
-    for part in x.float().split(group, 1):
+    for part in torch.split(x.float(), group, 1):
         step = part.abs().amax(1, keepdim=True) / 127
         parts.append(torch.where(step > 0, (part / step).round().double() * step, 0.0))
     return torch.cat(parts, 1)
 
 
-def _quantized(form: Form, bits: Literal[4, 8], group: int, zeros: bool, tokens: int, k: int, n: int) -> Case:
-    """Against the product of the values that the bytes stand for."""
+def _quantized(
+    form: Form,
+    bits: Literal[4, 8],
+    group: int,
+    zeros: bool,
+    tokens: int,
+    k: int,
+    n: int,
+    *,
+    scale: torch.dtype = torch.bfloat16,
+    reordered: bool = False,
+) -> Case:
+    """Against the product of the values that the bytes stand for, whose inputs may stand in an order of their own."""
 
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         per_scale = k if bits == 8 else group
         groups, most = -(-k // per_scale), 1 << bits
         values = torch.randint(0, most, (n, k), dtype=torch.uint8)
-        scales = (_random(n, groups) * k**-0.5 / most).bfloat16().float()
+        scales = (random(n, groups) * k**-0.5 / most).to(scale).float()
         points = torch.randint(0, most, (n, groups), dtype=torch.uint8) if zeros else None
-        x, bias = _random(tokens, k).to(dtype), _random(n).to(dtype)
+        x, bias = random(tokens, k).to(dtype), random(n).to(dtype)
         x[:, : k // 3] *= 1e-3
-        prepared = fn(QuantizedWeight(values.clone(), scales, points, bits, per_scale), bias, form)
+        order = torch.randperm(k) if reordered else None
+        prepared = fn(QuantizedWeight(values.clone(), scales, points, bits, per_scale, order), bias, form)
         column = torch.arange(k) // per_scale
         middle = torch.full((n, groups), most / 2) if points is None else points
         weight = (values.double() - middle[:, column].double()) * scales.double()[:, column]
-        return [prepared(x)], [_product(_rounded(x, per_scale), weight, bias, form)]
+        met = x if order is None else x[:, order]
+        return [prepared(x)], [product(_rounded(met, per_scale), weight, bias, form)]
 
     result = torch.float32 if form == "float32" else None
-    name = f"int{bits}-g{group}{'z' if zeros else ''} {form} {tokens}x{k}x{n}"
+    odd = ("f16" if scale == torch.float16 else "") + ("o" if reordered else "")
+    name = f"int{bits}-g{group}{'z' if zeros else ''}{odd} {form} {tokens}x{k}x{n}"
     return Case("linear.quantized", name, run, result)
 
 
@@ -148,7 +165,7 @@ def _rounding(bits: Literal[4, 8], group: int, rows: int, k: int) -> Case:
     """What was rounded differs from the weight by half a step at most; the greatest of 4 bits may take all of one."""
 
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        weight = (_random(rows, k) * 0.02).to(dtype)
+        weight = (random(rows, k) * 0.02).to(dtype)
         weight[rows // 2] = 0
         per_scale = k if bits == 8 else group
         rounded = fn(weight, bits, per_scale)
@@ -159,26 +176,16 @@ def _rounding(bits: Literal[4, 8], group: int, rows: int, k: int) -> Case:
         bound = steps.abs() * torch.where(at_the_end, 1.02, 0.501)  # the scale itself was rounded
         excess = ((stored - weight.double()).abs() - bound).clamp(min=0)
         assert rounded.scales.shape == (rows, -(-k // per_scale)) and rounded.values.shape == (rows, k)
-        peaks = torch.stack([part.abs().amax(1) for part in weight.double().split(per_scale, 1)], 1)
+        peaks = torch.stack([part.abs().amax(1) for part in torch.split(weight.double(), per_scale, 1)], 1)
         wanted = peaks / 127 if bits == 8 else (peaks / 8).bfloat16().double()
         return [(rounded.scales.double().abs() + excess.amax()).float()], [wanted]
 
     return Case("weight.round", f"int{bits}-g{group} {rows}x{k}", run, torch.float32)
 
 
-def _argmax(rows: int, vocab_size: int) -> Case:
-    def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        logits = _random(rows, vocab_size).float()
-        places, peaks = fn(logits)
-        wanted = logits.double().amax(-1)
-        return [logits.gather(1, places[:, None])[:, 0], peaks], [wanted, wanted]
-
-    return Case("sample.argmax", f"{rows}x{vocab_size}", run, torch.float32)
-
-
 def _embedding() -> Case:
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        table, ids = _random(50, 24).to(dtype), torch.tensor([0, 49, 7, 7])
+        table, ids = random(50, 24).to(dtype), torch.tensor([0, 49, 7, 7])
         return [fn(ids, table)], [table.double()[ids]]
 
     return Case("embedding", "4 of 50", run)
@@ -189,7 +196,7 @@ def _store(tokens: int) -> Case:
 
     def run(fn: Callable[..., Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         pages, heads, size, dim = 6, 2, 4, 8
-        qkv = _random(tokens, 3 * heads, dim).to(dtype)
+        qkv = random(tokens, 3 * heads, dim).to(dtype)
         k, v = qkv[:, heads : 2 * heads], qkv[:, 2 * heads :]
         places = torch.randperm(pages * size)[:tokens]
         page_ids, offsets = places // size, places % size
@@ -229,6 +236,37 @@ def _locate(count: int, groups: int) -> Case:
     return Case("decode.locate", f"{count} slots, {groups} groups", run, torch.int64)
 
 
+def _refill(count: int, q_len: int, groups: int) -> Case:
+    """Into tensors that are wider than they need to be: what is beyond must stay as it was."""
+
+    def run(fn: Callable[..., Any], _: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        tokens, computed, slots = _slots(count)
+        computed = computed.clamp(max=40 - q_len)
+        pages = [torch.randint(0, 1 << 20, (9, 5), dtype=torch.int32) for _ in range(groups)]
+        size = count * q_len
+        wide = [torch.full((size + 3,), -7) for _ in range(3 + groups)]
+        lens = torch.full((count + 3,), -7, dtype=torch.int32)
+        tables = [torch.full((count + 3, 5), -7, dtype=torch.int32) for _ in range(groups)]
+        ids, positions, following, *places = (part[:size] for part in wide)
+        out = Located(ids, positions, following, lens[:count], tuple(places))
+        fn(tokens, computed, pages, 8, slots, q_len, out, [table[:count] for table in tables])
+        listed = [(slot, int(computed[slot]) + step) for slot in slots.tolist() for step in range(q_len)]
+        rows = [
+            [int(tokens[slot, at]) for slot, at in listed],
+            [at for _, at in listed],
+            [at + 1 for _, at in listed],
+            *([int(table[slot, at // 8]) * 8 + at % 8 for slot, at in listed] for table in pages),
+        ]
+        wanted = [torch.tensor([*row, -7, -7, -7], dtype=torch.float64) for row in rows]
+        ends = [int(computed[slot]) + q_len for slot in slots.tolist()]
+        wanted.append(torch.tensor([*ends, -7, -7, -7], dtype=torch.float64))
+        beyond = torch.full((3, 5), -7)
+        wanted += [torch.cat((table[slots], beyond)).double() for table in pages]
+        return [*wide, lens.long(), *(table.long() for table in tables)], wanted
+
+    return Case("decode.refill", f"{count} slots, {q_len} tokens, {groups} groups", run, torch.int64)
+
+
 def _commit(count: int) -> Case:
     def run(fn: Callable[..., Any], _: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         tokens, computed, slots = _slots(count)
@@ -240,6 +278,27 @@ def _commit(count: int) -> Case:
         return [tokens.long(), computed], [wanted_tokens, wanted_computed]
 
     return Case("decode.commit", f"{count} slots", run, torch.int64)
+
+
+def _large() -> Iterator[Case]:
+    """In the sizes of an 8B model: what small cases do not show are grids of many blocks and wide rows."""
+    shape = (1000, 4096)
+    cases = (
+        _elementwise(
+            "norm.add_rms", "1000x4096", [shape, shape, shape[1:]], lambda x, r, w, e: (_rms(x + r, w, e), x + r), 1e-5
+        ),
+        _elementwise("norm.rms", "1000x40x128", [(1000, 40, 128), (40, 128)], _rms, 1e-6),
+        _elementwise(
+            "act.silu_mul",
+            "256x28672",
+            [(256, 28672)],
+            lambda x: torch.nn.functional.silu(x[:, :14336]) * x[:, 14336:],
+        ),
+        _rope(1000, 40, 128),
+        *(_linear("float32", rows, 4096, 32000, False) for rows in (1, 256)),
+        *(_linear("gated", rows, 4096, 28672, False) for rows in (1, 64, 1000)),
+    )
+    return (replace(case, large=True) for case in cases)
 
 
 CASES: list[Case] = [
@@ -274,10 +333,20 @@ CASES: list[Case] = [
         for t in (0, 1, 2, 8, 33)
         for k, n in ((64, 112), (100, 6), (5, 2), (320, 70))
     ),
+    *(
+        _quantized(form, 4, group, zeros, t, k, n, scale=torch.float16, reordered=reordered)
+        for form, group, zeros, reordered in _LONG_SCALES
+        for t in (1, 8, 33)
+        for k, n in ((64, 112), (320, 70))
+    ),
     *(_rounding(*format[:2], rows, k) for format in QUANTIZED[::2] for rows, k in ((2, 64), (7, 100), (40, 5))),
-    *(_argmax(*shape) for shape in ((1, 9000), (3, 40), (40, 8192))),
+    *formats.cases(),
+    *moe.cases(),
+    *sampling.cases(),
+    *_large(),
     _embedding(),
     *(_store(tokens) for tokens in (1, 9)),
     *(_locate(count, groups) for count in (0, 1, 9) for groups in (1, 2)),
+    *(_refill(count, q_len, groups) for count in (0, 1, 9) for q_len in (1, 3) for groups in (1, 2)),
     *(_commit(count) for count in (0, 1, 9)),
 ]

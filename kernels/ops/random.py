@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_LAST_SHIFT = 31
+GAMMA = 0x9E3779B97F4A7C15
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+LAST_SHIFT = 31
 _MASK = (1 << 64) - 1
 
 
 def stream_of(seed: int) -> int:
     """The start of a seed's stream, as a signed 64-bit number; mixed, so that neighbouring seeds are far apart."""
     z = seed & _MASK
-    for shift, factor in _MIX:
+    for shift, factor in MIX:
         z = (z ^ (z >> shift)) * factor & _MASK
-    return _signed(z ^ (z >> _LAST_SHIFT))
+    return _signed(z ^ (z >> LAST_SHIFT))
 
 
 def uniform(streams: Tensor, counters: Tensor) -> Tensor:
@@ -32,10 +32,10 @@ def uniform(streams: Tensor, counters: Tensor) -> Tensor:
     Returns:
         float64 [N].
     """
-    z = streams + (counters + 1) * _signed(_GAMMA)
-    for shift, factor in _MIX:
+    z = streams + (counters + 1) * _signed(GAMMA)
+    for shift, factor in MIX:
         z = (z ^ _shift(z, shift)) * _signed(factor)
-    z = z ^ _shift(z, _LAST_SHIFT)
+    z = z ^ _shift(z, LAST_SHIFT)
     return _shift(z, 11).double() * 2.0**-53
 
 

@@ -1,0 +1,104 @@
+"""Cases of products with weights that checkpoints hold in four or eight bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sgl.kernels.checks.case import Case, product, random
+from sgl.kernels.ops.linear import FP8_MAX, Activations, Float8Weight, Form, QuantizedWeight
+
+Answer = tuple[list[Tensor], list[Tensor]]
+_FP8 = torch.float8_e4m3fn
+_WHOLE = 1 << 30
+_FORMS: tuple[Form, ...] = ("plain", "gated", "float32")
+_SHAPES = ((1, 64, 112), (2, 100, 6), (33, 320, 70), (0, 64, 16), (5, 200, 144))
+_FP8_FORMATS: tuple[tuple[tuple[int, int], Activations], ...] = (
+    ((_WHOLE, _WHOLE), "none"),
+    ((1, _WHOLE), "none"),
+    ((128, 128), "none"),
+    ((1, _WHOLE), "token"),
+    ((_WHOLE, _WHOLE), "tensor"),
+    ((128, 128), "block"),
+)
+
+
+def cases() -> Iterator[Case]:
+    for index, shape in enumerate(_SHAPES):
+        for bits, group, zeros in ((4, 32, True), (4, 64, False), (4, 128, True), (8, 32, False), (8, _WHOLE, False)):
+            yield _weight_only(_FORMS[(index + group) % 3], 4 if bits == 4 else 8, group, zeros, index == 2, *shape)
+        for number, (block, activations) in enumerate(_FP8_FORMATS):
+            yield _fp8(_FORMS[(index + number) % 3], block, activations, *shape)
+    for rows in (1, 64, 2048):
+        yield _weight_only("plain", 4, 128, True, False, rows, 4096, 6144, large=True)
+        yield _fp8("plain", (128, 128), "block", rows, 4096, 6144, large=True)
+        yield _fp8("gated", (1, _WHOLE), "token", rows, 4096, 2 * 14336, large=True)
+
+
+def _result(form: Form) -> torch.dtype | None:
+    return torch.float32 if form == "float32" else None
+
+
+def _weight_only(
+    form: Form,
+    bits: Literal[4, 8],
+    group: int,
+    zeros: bool,
+    reordered: bool,
+    tokens: int,
+    k: int,
+    n: int,
+    large: bool = False,
+) -> Case:
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> Answer:
+        per_scale, most = min(group, k), 1 << bits
+        groups = -(-k // per_scale)
+        values = torch.randint(0, most, (n, k), dtype=torch.uint8)
+        scales = (random(n, groups) * k**-0.5 / most).bfloat16().float()
+        points = torch.randint(0, most, (n, groups), dtype=torch.uint8) if zeros else None
+        order = torch.randperm(k) if reordered else None
+        x, bias = random(tokens, k).to(dtype), random(n).to(dtype)
+        stored = QuantizedWeight(values.clone(), scales, points, bits, per_scale, order, weight_only=True)
+        got = fn(stored, bias, form)(x)
+        column = torch.arange(k) // per_scale
+        middle = torch.full((n, groups), most / 2) if points is None else points
+        weight = (values.double() - middle[:, column].double()) * scales.double()[:, column]
+        seen = x.double() if order is None else x.double()[:, order]
+        return [got], [product(seen, weight, bias, form)]
+
+    name = f"int{bits}-g{group if group < k else 'row'}{'z' if zeros else ''} {form} {tokens}x{k}x{n}"
+    return Case("linear.weight_only", name, run, _result(form), large)
+
+
+def _fp8(
+    form: Form, block: tuple[int, int], activations: Activations, tokens: int, k: int, n: int, large: bool = False
+) -> Case:
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> Answer:
+        height, width = min(block[0], n), min(block[1], k) if block[1] == _WHOLE else block[1]
+        values = (random(n, k) * 100).to(_FP8)
+        scales = (torch.rand(-(-n // height), -(-k // width)) + 0.5) * k**-0.5 / 100
+        x, bias = random(tokens, k).to(dtype), random(n).to(dtype)
+        static = 0.02 if activations == "tensor" else None
+        got = fn(Float8Weight(values.clone(), scales, (height, width), activations, static), bias, form)(x)
+        row, column = torch.arange(n) // height, torch.arange(k) // width
+        weight = values.double() * scales.double()[row[:, None], column[None, :]]
+        return [got], [product(_in_fp8(x, activations, static), weight, bias, form)]
+
+    shape = "x".join("all" if part == _WHOLE else str(part) for part in block)
+    return Case("linear.fp8", f"{shape} {activations} {form} {tokens}x{k}x{n}", run, _result(form), large)
+
+
+def _in_fp8(x: Tensor, activations: Activations, static: float | None) -> Tensor:
+    """x in multiples of its scales, which are float32."""
+    if activations == "none":
+        return x.double()
+    parts = []
+    for part in torch.split(x.float(), 128 if activations == "block" else x.shape[1], 1):
+        peak = part.abs().amax(1, keepdim=True).clamp(min=1e-12)
+        scale = peak / FP8_MAX if static is None else torch.full_like(peak, static)
+        steps = (part / scale).clamp(-FP8_MAX, FP8_MAX).to(_FP8)
+        parts.append(steps.double() * scale.double())
+    return torch.cat(parts, 1)
