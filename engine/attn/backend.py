@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,13 +13,15 @@ Meta = TypeVar("Meta")
 
 class AttentionBackend(Protocol[Meta]):
     """Stores and attends. Within a layer `store` runs for all rows before `run`: one row may read a page that another
-    row of the same step writes.
+    row of the same step writes. On a GPU no method waits for the device.
 
     Attributes:
         native_pages: whether pages are in the order of kernels/cpu, so that layers joined to one native call read them.
+        plans_on_host: whether `plan` wants the batch's ``host_seq_lens``.
     """
 
     native_pages: bool
+    plans_on_host: bool
 
     def plan(self, batch: ForwardBatch) -> Meta:
         """What all layers of a step share (indices, masks), computed once per step."""
@@ -46,3 +48,56 @@ class AttentionBackend(Protocol[Meta]):
         one more key per head, which every query sees and which has no value.
         """
         ...
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
+        """The backend of a captured graph whose inputs are the tensors of ``batch``, which are refilled before every
+        replay; all its rows have the same number of tokens. None: steps with this backend cannot be captured.
+
+        Called outside the capture. One run of the model with the result must precede the capture.
+        """
+        ...
+
+
+class GraphBackend(AttentionBackend[Meta], Protocol[Meta]):
+    """What computes attention in one captured graph: its `plan` returns the same tensors every time."""
+
+    def replan(self, batch: ForwardBatch) -> bool:
+        """Prepares a replay for a step of no more rows than the graph's, on the stream that replays it.
+
+        The graph's own tensors hold the step already, its rows first. False: this step must run without the graph.
+        """
+        ...
+
+
+class Captured(Generic[Meta]):
+    """A `GraphBackend` for backends that read all they need from the batch's tensors: nothing is left to replan."""
+
+    def __init__(self, backend: AttentionBackend[Meta], meta: Meta) -> None:
+        self.native_pages = backend.native_pages
+        self.plans_on_host = backend.plans_on_host
+        self._backend = backend
+        self._meta = meta
+
+    def plan(self, batch: ForwardBatch) -> Meta:
+        return self._meta
+
+    def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
+        self._backend.store(k, v, kv, meta)
+
+    def run(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        meta: Meta,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        return self._backend.run(q, kv, meta, scale, window, softcap, sinks)
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
+        raise AssertionError("a graph has its buffers")
+
+    def replan(self, batch: ForwardBatch) -> bool:
+        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class ForwardBatch:
     q_lens: tuple[int, ...]  # tokens of each row in this step, known to the host from the plan
     token_types: Tensor | None = None  # int64 [T], the segment that each token is in; None: all in the first
     embeds: tuple[Tensor, Tensor] | None = None  # int64 [N] of the T positions, and the [N, H] that they embed to
+    # int64 [B], for backends that plan on the host; None: none does, or only the device knows (drafts are out)
+    host_seq_lens: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class KVSpec:
     head_dim: int
     dtype: torch.dtype  # of the computation
     window: int | None = None
-    quantized: torch.dtype | None = None  # what is kept, with a float32 scale per token and head; None: dtype itself
+    # int8, float8_e4m3fn or float8_e5m2, kept with a float32 scale per token and head; None: dtype itself is kept
+    quantized: torch.dtype | None = None
 
     @property
     def stored(self) -> torch.dtype:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sgl.engine.attn.backend import GraphBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 
 
@@ -24,6 +25,7 @@ class BidirectionalBackend:
     """See `AttentionBackend`; of its axes it has the scale only. `store` keeps a layer's keys for the next `run`."""
 
     native_pages = False
+    plans_on_host = False
 
     def plan(self, batch: ForwardBatch) -> Sequences:
         return Sequences(batch)
@@ -51,3 +53,6 @@ class BidirectionalBackend:
             out[part] = attended[0].transpose(0, 1)
             start = part.stop
         return out
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Sequences] | None:
+        return None

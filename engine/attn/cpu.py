@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sgl.engine.attn.backend import GraphBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.kernels.cpu import native
 
@@ -36,6 +37,7 @@ class CpuBackend:
     """See `AttentionBackend`. A query's result depends neither on its batch nor on how its prompt was chunked."""
 
     native_pages = True
+    plans_on_host = False
 
     def __init__(self) -> None:
         self.library: ctypes.CDLL = native.library()
@@ -91,6 +93,9 @@ class CpuBackend:
             out.data_ptr(),
         )
         return out
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[ForwardBatch] | None:
+        return None
 
 
 def _addresses(kv: KVLayer) -> tuple[int | None, ...]:

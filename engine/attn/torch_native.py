@@ -7,14 +7,17 @@ not to the longest row of the batch), so what a row is batched with does not cha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sgl.engine.attn.backend import GraphBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.engine.base.device import Device
 from sgl.kernels.registry import Kernels
 
 _NEG_INF = float("-inf")
@@ -68,22 +71,28 @@ class Rules:
 class Meta:
     """A step's indices and masks, made when the first layer of a kind asks for them."""
 
-    def __init__(self, batch: ForwardBatch) -> None:
+    def __init__(self, batch: ForwardBatch, device: Device) -> None:
+        known = batch.seq_lens if batch.host_seq_lens is None else batch.host_seq_lens
         self._batch = batch
-        self._seq_lens: list[int] = batch.seq_lens.tolist()
+        self._device = device
+        self._seq_lens: list[int] = known.tolist()
         self._places: dict[int, Places] = {}
-        self._work: dict[tuple[int, int, int | None], Work] = {}
+        self._work: dict[tuple[int, int, int | None, torch.dtype], Work] = {}
 
     def places(self, kv: KVLayer) -> Places:
         if kv.group not in self._places:
             self._places[kv.group] = self._find_places(kv)
         return self._places[kv.group]
 
-    def work(self, kv: KVLayer, window: int | None) -> Work:
-        key = (kv.group, kv.k.shape[1], window)
+    def work(self, kv: KVLayer, window: int | None, dtype: torch.dtype) -> Work:
+        key = (kv.group, kv.k.shape[1], window, dtype)
         if key not in self._work:
-            self._work[key] = self._find_work(kv, window)
+            self._work[key] = self._find_work(kv, window, dtype)
         return self._work[key]
+
+    def _upload(self, rows: list[list[int]]) -> Tensor:
+        """int64 [N, 2 or 3] on the device."""
+        return self._device.upload([np.array(rows, np.int64)])[0]
 
     def _find_places(self, kv: KVLayer) -> Places:
         out_loc, size = self._batch.out_loc[kv.group], kv.page_size
@@ -92,30 +101,32 @@ class Meta:
             for row, (q_len, seq_len) in enumerate(zip(self._batch.q_lens, self._seq_lens, strict=True))
             if 0 < seq_len % size <= q_len
         ]
-        at = torch.tensor(unfinished, dtype=torch.int64, device=out_loc.device).view(-1, 2)
-        table = self._batch.page_table[kv.group]
-        return Places(out_loc // size, out_loc % size, table[at[:, 0], at[:, 1]].long())
+        pages = torch.empty(0, dtype=torch.int64, device=out_loc.device)
+        if unfinished:
+            row, column = self._upload(unfinished).unbind(1)
+            pages = self._batch.page_table[kv.group][row, column].long()
+        return Places(out_loc // size, out_loc % size, pages)
 
-    def _find_work(self, kv: KVLayer, window: int | None) -> Work:
-        buckets: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # S -> (row, token, first page)
+    def _find_work(self, kv: KVLayer, window: int | None, dtype: torch.dtype) -> Work:
+        buckets: dict[int, list[list[int]]] = defaultdict(list)  # S -> (row, token, first page)
         prefill = []
         start = 0
         for row, (q_len, seq_len) in enumerate(zip(self._batch.q_lens, self._seq_lens, strict=True)):
             first = _first_visible(seq_len - q_len, window) // kv.page_size
             if q_len == 1:
                 num_keys = _bucket(seq_len - first * kv.page_size, kv.page_size)
-                buckets[num_keys].append((row, start, first))
-            else:
-                prefill.append(self._prefill_row(kv, row, start, first, window))
+                buckets[num_keys].append([row, start, first])
+            elif q_len:
+                prefill.append(self._prefill_row(kv, row, start, first, window, dtype))
             start += q_len
-        decode = [self._decode_rows(kv, num_keys, rows, window) for num_keys, rows in buckets.items()]
+        decode = [self._decode_rows(kv, num_keys, rows, window, dtype) for num_keys, rows in buckets.items()]
         return Work(tuple(decode), tuple(prefill))
 
     def _decode_rows(
-        self, kv: KVLayer, num_keys: int, rows: list[tuple[int, int, int]], window: int | None
+        self, kv: KVLayer, num_keys: int, rows: list[list[int]], window: int | None, dtype: torch.dtype
     ) -> DecodeRows:
         device = kv.k.device
-        row, token, first = torch.tensor(rows, dtype=torch.int64, device=device).unbind(1)
+        row, token, first = self._upload(rows).unbind(1)
         seq_len = self._batch.seq_lens[row][:, None]  # [b, 1]
         columns = first[:, None] + torch.arange(num_keys // kv.page_size, device=device)
         # What fills up the bucket is the row's own last page again: masked, and no other request's numbers.
@@ -125,11 +136,13 @@ class Meta:
         hidden = keys >= seq_len
         if window is not None:
             hidden |= keys < seq_len - window
-        mask = torch.zeros(keys.shape, dtype=kv.k.dtype, device=device).masked_fill_(hidden, _NEG_INF)
+        mask = torch.zeros(keys.shape, dtype=dtype, device=device).masked_fill_(hidden, _NEG_INF)
         everything = len(rows) == sum(self._batch.q_lens)
         return DecodeRows(None if everything else token, _blocks(pages, kv), mask[:, None, None])
 
-    def _prefill_row(self, kv: KVLayer, row: int, start: int, first: int, window: int | None) -> PrefillRow:
+    def _prefill_row(
+        self, kv: KVLayer, row: int, start: int, first: int, window: int | None, dtype: torch.dtype
+    ) -> PrefillRow:
         device = kv.k.device
         q_len, seq_len = self._batch.q_lens[row], self._seq_lens[row]
         last = (seq_len - 1) // kv.page_size
@@ -142,28 +155,41 @@ class Meta:
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
-            mask = torch.zeros(hidden.shape, dtype=kv.k.dtype, device=device).masked_fill_(hidden, _NEG_INF)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, _NEG_INF)
         return PrefillRow(start, start + q_len, _blocks(pages, kv), num_keys, mask)
 
 
 class TorchNativeBackend:
-    """See `AttentionBackend`; runs on any device and reads row lengths on the host."""
+    """See `AttentionBackend`; runs on any device. Where the host does not know row lengths, `plan` waits for them."""
 
     native_pages = False
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, device: Device, kernels: Kernels) -> None:
+        self._device = device
         self._store: Callable[..., None] = kernels["kv.store"]
+        self.plans_on_host = device.kind != "cpu"  # which has them at hand
 
     def plan(self, batch: ForwardBatch) -> Meta:
-        return Meta(batch)
+        return Meta(batch, self._device)
 
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
         places = meta.places(kv)
         if places.unfinished.numel():
             # What a former owner left behind the row's last token is read under a mask, which a NaN would survive.
-            kv.k.index_fill_(0, places.unfinished, 0)
-            kv.v.index_fill_(0, places.unfinished, 0)
-        self._store(k, v, kv.k, kv.v, places.page_ids, places.offsets)
+            for pages in (kv.k, kv.v) if kv.k_scale is None else (kv.k_scale, kv.v_scale):
+                assert pages is not None
+                pages.index_fill_(0, places.unfinished, 0)
+        if kv.k_scale is None:
+            self._store(k, v, kv.k, kv.v, places.page_ids, places.offsets)
+        else:
+            self._store_rounded(k, v, kv, places)
+
+    def _store_rounded(self, k: Tensor, v: Tensor, kv: KVLayer, places: Places) -> None:
+        (k, k_scale), (v, v_scale) = rounded(k, kv.k.dtype), rounded(v, kv.v.dtype)
+        self._store(*map(_as_bytes, (k, v, kv.k, kv.v)), places.page_ids, places.offsets)
+        for scale, pages in ((k_scale, kv.k_scale), (v_scale, kv.v_scale)):
+            assert pages is not None
+            pages.transpose(1, 2).index_put_((places.page_ids, places.offsets), scale)
 
     def run(
         self,
@@ -175,8 +201,8 @@ class TorchNativeBackend:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        work, rules = meta.work(kv, window), Rules(scale, softcap, sinks)
-        if not work.prefill and work.decode[0].tokens is None:
+        work, rules = meta.work(kv, window, q.dtype), Rules(scale, softcap, sinks)
+        if not work.prefill and work.decode and work.decode[0].tokens is None:
             return _decode(q, kv, work.decode[0], rules)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for rows in work.decode:
@@ -184,6 +210,19 @@ class TorchNativeBackend:
         for row in work.prefill:
             out[row.start : row.stop] = _prefill(q[row.start : row.stop], kv, row, rules)
         return out
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
+        return None  # shapes follow the rows' lengths
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x ``[T, Hkv, D]`` in int8 or an 8-bit float, and float32 scales ``[T, Hkv]`` that make its greatest number the
+    dtype's own. A number that is not finite spoils its scale."""
+    greatest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
+    x = x.float()
+    scale = x.abs().amax(-1) / greatest
+    value = (x / torch.where(scale > 0, scale, 1.0)[..., None]).clamp(-greatest, greatest)
+    return (value.round() if dtype == torch.int8 else value).to(dtype), scale
 
 
 def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, rules: Rules) -> Tensor:
@@ -193,7 +232,7 @@ def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, rules: Rules) -> Tensor:
     shape = (num_rows, kv_heads, num_keys, head_dim)
     grouped = q.reshape(num_rows, kv_heads, num_heads // kv_heads, head_dim)
     mask = rows.mask.expand(-1, -1, grouped.shape[2], -1)
-    k, v = _gather(kv.k, rows.blocks).view(shape), _gather(kv.v, rows.blocks).view(shape)
+    k, v = (part.view(shape) for part in _gather(kv, rows.blocks, q.dtype))
     out = _attend(grouped, k, v, mask, rules, (kv_heads, -1, 1))
     return out.reshape(num_rows, num_heads, head_dim)
 
@@ -205,8 +244,8 @@ def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, rules: Rules) -> Tensor:
     group = num_heads // kv_heads
     grouped = q.reshape(num_tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)  # [Hkv, g, n, D]
     k, v = (
-        _gather(pages, row.blocks).view(kv_heads, 1, -1, head_dim)[:, :, : row.num_keys].expand(-1, group, -1, -1)
-        for pages in (kv.k, kv.v)
+        part.view(kv_heads, 1, -1, head_dim)[:, :, : row.num_keys].expand(-1, group, -1, -1)
+        for part in _gather(kv, row.blocks, q.dtype)
     )
     out = _attend(grouped, k, v, row.mask, rules, (kv_heads, group, 1, 1))
     return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
@@ -228,9 +267,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules, 
     return scores.softmax(-1)[..., : k.shape[-2]].to(v.dtype) @ v
 
 
-def _gather(pages: Tensor, blocks: Tensor) -> Tensor:
-    """Copies (page, head) blocks ``[n, page_size * D]``."""
-    return pages.view(-1, pages.shape[2] * pages.shape[3]).index_select(0, blocks)
+def _gather(kv: KVLayer, blocks: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Copies of (page, head) blocks of keys and of values ``[n, page_size, D]``."""
+    for pages, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale)):
+        if scales is None:
+            yield pages.flatten(0, 1).index_select(0, blocks)
+        else:
+            found = _as_bytes(pages).flatten(0, 1).index_select(0, blocks).view(pages.dtype)
+            yield (found.float() * scales.flatten(0, 1).index_select(0, blocks)[..., None]).to(dtype)
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    """8-bit numbers as what every operation takes that only moves them."""
+    return x.view(torch.int8)
 
 
 def _blocks(pages: Tensor, kv: KVLayer) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from sgl.engine.attn.batch import KVLayer, KVSpec
 from sgl.engine.attn.choice import choose_backend
 from sgl.engine.attn.cpu import CpuBackend, why_not
+from sgl.engine.attn.torch_native import TorchNativeBackend
 from sgl.engine.base.device import CPU_ISAS, detect_isa, open_device
 from sgl.engine.base.errors import ConfigError
 from sgl.kernels.cpu import native
@@ -106,14 +107,15 @@ def test_an_int8_cache_takes_less_memory_and_the_cpu_backend() -> None:
     assert (full.bytes_per_token, small.bytes_per_token) == (2 * 2 * 64 * 2, 2 * 2 * (64 + 4))
     kernels, device = bind("cpu", detect_isa(), torch.bfloat16), open_device("cpu")
     assert isinstance(choose_backend("auto", device, [small], 16, kernels), CpuBackend)
-    for name, spec, page_size, words in (
-        ("auto", KVSpec("full", 2, 64, torch.float32, quantized=torch.int8), 16, ("kv-cache-dtype", "bfloat16")),
-        ("auto", small, 8, ("kv-cache-dtype", "--page-size")),
-        ("torch_native", small, 16, ("torch_native", "--kv-cache-dtype auto")),
+    for spec, page_size, words in (
+        (KVSpec("full", 2, 64, torch.float32, quantized=torch.int8), 16, "bfloat16"),
+        (small, 8, "--page-size"),
+        (KVSpec("full", 2, 64, torch.bfloat16, quantized=torch.float8_e5m2), 16, "int8 only"),
     ):
-        with pytest.raises(ConfigError) as caught:
-            choose_backend(name, device, [spec], page_size, kernels)
-        assert all(word in caught.value.message for word in words), caught.value.message
+        with pytest.raises(ConfigError, match="attention-backend cpu") as caught:
+            choose_backend("cpu", device, [spec], page_size, kernels)
+        assert words in caught.value.message and "torch_native" in caught.value.message
+        assert isinstance(choose_backend("auto", device, [spec], page_size, kernels), TorchNativeBackend)
 
 
 def test_an_int8_cache_hides_no_number_that_is_not_finite() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.attn.torch_native import TorchNativeBackend
+from sgl.engine.base.device import CpuDevice
 from sgl.kernels.registry import bind
 
 HEADS, KV_HEADS, DIM, SCALE = 6, 2, 16, 0.3
@@ -51,7 +52,7 @@ def test_matches_float64(rows: list[tuple[int, int]], page_size: int, window: in
     pages = [[free.pop() for _ in range(-(-s // page_size))] for _, s in rows]
     past = [[torch.randn(s, KV_HEADS, DIM, generator=generator).to(dtype) for _ in "kv"] for _, s in rows]
     queries = [torch.randn(q, HEADS, DIM, generator=generator).to(dtype) for q, _ in rows]
-    backend = TorchNativeBackend(bind("cpu", "generic", dtype))
+    backend = TorchNativeBackend(CpuDevice(), bind("cpu", "generic", dtype))
 
     def step(lens: list[tuple[int, int]], q: list[Tensor]) -> list[Tensor]:
         width = max(map(len, pages))

@@ -1,0 +1,331 @@
+"""How far attention backends are from the definition in float64, on random requests; needs no test framework.
+
+The cache is full of NaN wherever no token of a request lies, so that what is read there shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.attn.choice import CANDIDATES, Wanted
+from sgl.engine.attn.torch_native import rounded
+from sgl.engine.base.device import Device, open_device
+from sgl.kernels.registry import bind, dtype_name
+
+# Relative to the largest value of the answer: a few units in the last place of each dtype.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Rows of which ``past`` tokens are cached and ``new`` ones are computed."""
+
+    name: str
+    new: Sequence[int]
+    past: Sequence[int]
+    heads: int = 4
+    kv_heads: int = 2
+    dim: int = 64
+    page_size: int = 16
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    quantized: torch.dtype | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return [n + p for n, p in zip(self.new, self.past, strict=True)]
+
+    def spec(self, dtype: torch.dtype) -> KVSpec:
+        kind: Literal["full", "window"] = "full" if self.window is None else "window"
+        return KVSpec(kind, self.kv_heads, self.dim, dtype, self.window, self.quantized)
+
+
+CASES = (
+    Case("decode", [1, 1, 1], [0, 15, 300]),
+    Case("decode, 7 heads of a group", [1, 1], [31, 700], heads=7, kv_heads=1, page_size=1),
+    Case("decode, one head", [1, 1], [40, 2000], heads=1, kv_heads=1, dim=128, page_size=64),
+    Case("decode, odd heads and pages", [1, 1], [255, 256], heads=3, kv_heads=1, dim=80, page_size=48),
+    Case("decode, window, softcap", [1, 1], [10, 700], heads=2, kv_heads=1, window=100, softcap=3.0),
+    Case("decode, sinks", [1, 1], [5, 600], heads=2, kv_heads=1, dim=32, sinks=True),
+    Case("verification", [5, 5], [252, 7], heads=4, kv_heads=1, page_size=32),
+    Case("verification, window", [3, 2], [260, 40], heads=2, kv_heads=1, window=20, sinks=True),
+    Case("prefill", [70, 130], [0, 0], heads=8),
+    Case("prefill of one head", [40], [0], heads=1, kv_heads=1, dim=128),
+    Case("prefill behind a prefix", [33, 100], [1, 250], heads=6, dim=128, page_size=8),
+    Case("prefill, heads of 80", [50], [20], heads=10, dim=80, page_size=3),
+    Case("prefill, window", [90, 20], [200, 5], dim=128, window=33),
+    Case("prefill, softcap", [60], [30], softcap=2.0),
+    Case("prefill, sinks", [60], [30], window=16, sinks=True),
+    Case("mixed", [1, 40, 2, 1, 9], [130, 64, 15, 0, 300], heads=2, kv_heads=1, dim=128),
+    Case("rows without tokens", [0, 1, 0, 30], [10, 20, 0, 3]),
+    *(
+        Case(f"mixed, {dtype_name(dtype)} cache", [1, 30], [90, 100], heads=2, kv_heads=1, quantized=dtype)
+        for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+    ),
+)
+
+LARGE_CASES = (
+    Case("long decode", [1] * 4, [8191, 40000, 3, 16384], heads=32, kv_heads=8, dim=128),
+    Case("large batch", [1] * 64, list(range(64, 2112, 32)), heads=14, kv_heads=2),
+    Case("many verifications", [4] * 16, list(range(0, 4000, 250)), heads=32, kv_heads=8, dim=128),
+    Case("long prefill", [2048, 777], [0, 4000], heads=32, kv_heads=8, dim=128),
+    Case("long prefill, window", [3000], [1000], heads=8, kv_heads=4, dim=256, window=1024, softcap=50.0),
+    Case("long fp8 decode", [1] * 3, [5000, 70, 900], heads=16, dim=128, quantized=torch.float8_e4m3fn),
+)
+"""For GPUs only: sizes at which a kernel's paths differ from the small ones."""
+
+
+@dataclass
+class Scene:
+    case: Case
+    q: Tensor
+    k: Tensor  # [T, Hkv, D], what this step stores
+    v: Tensor
+    keys: list[Tensor]  # float64, of every row, as the cache holds them when the step's own are stored
+    values: list[Tensor]
+    sinks: Tensor | None
+    kv: KVLayer
+    batch: ForwardBatch
+
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        return self.case.dim**-0.5, self.case.window, self.case.softcap, self.sinks
+
+    def run(self, backend: AttentionBackend[Any]) -> Tensor:
+        meta = backend.plan(self.batch)
+        backend.store(self.k, self.v, self.kv, meta)
+        return backend.run(self.q, self.kv, meta, *self.rules)
+
+    def alone(self, row: int) -> Scene:
+        """One row in a step of its own, over the same cache."""
+        start, stop = self.batch.cu_q[row : row + 2].tolist()
+        batch = make_batch([stop - start], [self.case.past[row]], self.batch.page_table[0][row : row + 1], self.kv)
+        part = slice(start, stop)
+        case = replace(self.case, new=[stop - start], past=[self.case.past[row]])
+        return Scene(
+            *(case, self.q[part], self.k[part], self.v[part], [self.keys[row]], [self.values[row]]),
+            *(self.sinks, self.kv, batch),
+        )
+
+    def truth(self) -> Tensor:
+        """softmax(q k^T) v of every row in float64."""
+        rows = zip(torch.split(self.q.double(), list(self.case.new)), self.keys, self.values, strict=True)
+        return torch.cat([self._row(*row) for row in rows])
+
+    def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale, window, softcap, sinks = self.rules
+        group = self.case.heads // self.case.kv_heads
+        k, v = (x.to(q.device).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
+        key = torch.arange(k.shape[1], device=q.device)
+        query = key[len(key) - len(q) :, None]
+        hidden = (key > query) | (key <= query - (window or 1 << 60))
+        scores = q.transpose(0, 1) @ k.transpose(1, 2) * scale
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if sinks is not None:
+            sink = sinks.double()[:, None, None].expand(*scores.shape[:2], 1)
+            scores = torch.cat((scores, sink), -1)
+        weights: Tensor = scores.softmax(-1)[..., : k.shape[1]]
+        return (weights @ v).transpose(0, 1)
+
+
+def make_batch(new: Sequence[int], past: Sequence[int], table: Tensor, kv: KVLayer) -> ForwardBatch:
+    device, page_size = table.device, kv.page_size
+    row = torch.repeat_interleave(torch.arange(len(new)), torch.tensor(new)).to(device)
+    positions = torch.cat([torch.arange(p, p + n) for n, p in zip(new, past, strict=True)]).to(device)
+    seq_lens = np.add(new, past)
+    return ForwardBatch(
+        input_ids=torch.zeros_like(positions),
+        positions=positions,
+        cu_q=torch.tensor([0, *new]).cumsum(0).int().to(device),
+        seq_lens=torch.from_numpy(seq_lens).int().to(device),
+        slots=torch.arange(len(new), device=device),
+        out_loc=(table[row, positions // page_size].long() * page_size + positions % page_size,),
+        page_table=(table,),
+        logit_indices=torch.zeros(0, dtype=torch.long, device=device),
+        q_lens=tuple(new),
+        host_seq_lens=seq_lens,
+    )
+
+
+def make_scene(case: Case, dtype: torch.dtype, device: torch.device, seed: int = 0, clean: bool = False) -> Scene:
+    """Random requests.
+
+    Args:
+        clean: pages of requests hold zeros behind their tokens; plain torch keeps them so while it fills them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths, size = case.lengths, case.page_size
+    counts = [-(-length // size) for length in lengths]
+    pages = torch.randperm(sum(counts) + 3, generator=generator).int()
+    table = torch.full((len(lengths), max(counts)), 10**6, dtype=torch.int32)
+    for row, count in enumerate(counts):
+        table[row, :count] = pages[sum(counts[:row]) :][:count]
+    k, v = ([torch.randn(n, case.kv_heads, case.dim, generator=generator).to(dtype) for n in lengths] for _ in "kv")
+    q = torch.randn(sum(case.new), case.heads, case.dim, generator=generator).to(dtype)
+    sinks = torch.randn(case.heads, generator=generator) * 3 if case.sinks else None
+    kv = _poisoned(case, dtype, len(pages))
+    places = make_batch(case.past, [0] * len(lengths), table, kv).out_loc[0]
+    for rows, kept, scales in ((k, kv.k, kv.k_scale), (v, kv.v, kv.v_scale)):
+        if clean:
+            (kept if scales is None else scales)[pages[: sum(counts)].long()] = 0
+        _put(torch.cat([x[:past] for x, past in zip(rows, case.past, strict=True)]), kept, scales, places)
+    tensors = (None if x is None else x.to(device) for x in (kv.k, kv.v, kv.k_scale, kv.v_scale))
+    new_k, new_v = (torch.cat([x[past:] for x, past in zip(rows, case.past, strict=True)]) for rows in (k, v))
+    return Scene(
+        case=case,
+        q=q.to(device),
+        k=new_k.to(device),
+        v=new_v.to(device),
+        keys=[_kept(x, case.quantized) for x in k],
+        values=[_kept(x, case.quantized) for x in v],
+        sinks=None if sinks is None else sinks.to(device),
+        kv=_layer(*tensors),
+        batch=make_batch(case.new, case.past, table.to(device), kv),
+    )
+
+
+def _poisoned(case: Case, dtype: torch.dtype, num_pages: int) -> KVLayer:
+    places = (num_pages, case.kv_heads, case.page_size)
+    if case.quantized is None:
+        return _layer(*(torch.full((*places, case.dim), torch.nan, dtype=dtype) for _ in "kv"))
+    numbers = (torch.full((*places, case.dim), 0x55, dtype=torch.int8).view(case.quantized) for _ in "kv")
+    return _layer(*numbers, *(torch.full(places, torch.nan) for _ in "kv"))
+
+
+def _layer(k: Tensor | None, v: Tensor | None, k_scale: Tensor | None = None, v_scale: Tensor | None = None) -> KVLayer:
+    assert k is not None and v is not None
+    return KVLayer(k, v, 0, k_scale, v_scale)
+
+
+def _put(x: Tensor, pages: Tensor, scales: Tensor | None, places: Tensor) -> None:
+    at = (places // pages.shape[2], places % pages.shape[2])
+    if scales is not None:
+        x, scale = rounded(x, pages.dtype)
+        scales.transpose(1, 2).index_put_(at, scale)
+        x, pages = x.view(torch.int8), pages.view(torch.int8)
+    pages.transpose(1, 2).index_put_(at, x)
+
+
+def _kept(x: Tensor, quantized: torch.dtype | None) -> Tensor:
+    """x in float64 as the cache holds it."""
+    if quantized is None:
+        return x.double()
+    values, scale = rounded(x, quantized)
+    return values.double() * scale.double()[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One case of one backend in one dtype."""
+
+    backend: str
+    case: Case
+    dtype: torch.dtype
+    device: Device
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"attention-{self.backend}-{self.case.name}-{dtype_name(self.dtype)}"
+
+    @torch.inference_mode()
+    def run(self) -> float:
+        """The largest deviation from float64 in units of what is tolerated; infinite where NaN came out.
+
+        Raises:
+            NotImplementedError: the backend cannot compute this here, and why.
+        """
+        kernels = bind(self.device.kind, self.device.isa, self.dtype)
+        wanted = Wanted(self.device, [self.case.spec(self.dtype)], self.case.page_size, kernels)
+        reason = CANDIDATES[self.backend].why_not(wanted)
+        if reason:
+            raise NotImplementedError(reason)
+        return self.measure(CANDIDATES[self.backend].make(wanted))
+
+    def measure(self, backend: AttentionBackend[Any]) -> float:
+        is_torch = self.backend == "torch_native"
+        scene = make_scene(self.case, self.dtype, self.device.torch_device, self.seed, clean=is_torch)
+        return error(scene.run(backend), scene.truth(), self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCheck(Check):
+    """The same through a captured graph that saw other lengths before, with rows to spare."""
+
+    @property
+    def name(self) -> str:
+        return f"attention-{self.backend}-{self.case.name}-{dtype_name(self.dtype)}-graph"
+
+    def measure(self, backend: AttentionBackend[Any]) -> float:
+        scene = make_scene(self.case, self.dtype, self.device.torch_device, self.seed)
+        return error(replay(scene, backend, self.device), scene.truth(), self.dtype)
+
+
+def replay(scene: Scene, backend: AttentionBackend[Any], device: Device) -> Tensor:
+    """What a graph of two more rows answers, which was captured when all its rows were padding.
+
+    Raises:
+        NotImplementedError: the backend cannot be captured.
+    """
+    q_len, num_rows, width = scene.case.new[0], len(scene.case.new) + 2, scene.batch.page_table[0].shape[1] + 1
+    spare = min(set(range(scene.kv.k.shape[0])) - set(scene.batch.page_table[0].flatten().tolist()))
+    table = torch.full((num_rows, width), spare, dtype=torch.int32, device=scene.q.device)
+    static = replace(make_batch([q_len] * num_rows, [0] * num_rows, table, scene.kv), host_seq_lens=None)
+    inputs = [x.new_zeros(num_rows * q_len, *x.shape[1:]) for x in (scene.q, scene.k, scene.v)]
+    graph = backend.graph_buffers(static)
+    if graph is None:
+        raise NotImplementedError("it cannot be captured")
+
+    def step() -> Tensor:
+        meta = graph.plan(static)
+        graph.store(inputs[1], inputs[2], scene.kv, meta)
+        return graph.run(inputs[0], scene.kv, meta, *scene.rules)
+
+    step()
+    run = device.capture(step)
+    for mine, theirs in zip(inputs, (scene.q, scene.k, scene.v), strict=True):
+        mine[: len(theirs)] = theirs
+    static.seq_lens[: len(scene.case.new)] = scene.batch.seq_lens
+    static.out_loc[0][: len(scene.q)] = scene.batch.out_loc[0]
+    table[: len(scene.case.new), : width - 1] = scene.batch.page_table[0]
+    assert graph.replan(scene.batch), "the lengths are known"
+    return run()[: len(scene.q)]
+
+
+def error(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:
+    """In units of what is tolerated."""
+    worst = float((got.double() - wanted).abs().max() / wanted.abs().max()) / TOLERANCE[dtype]
+    return worst if worst == worst else float("inf")
+
+
+def parity(device: torch.device, seed: int = 0) -> Iterator[Check]:
+    """Every backend of a device in every case; not that of CPUs, whose pages have an order of their own."""
+    opened = open_device(str(device))
+    for backend, candidate in CANDIDATES.items():
+        if candidate.kind not in (None, "cuda"):
+            continue
+        for case in CASES if opened.kind == "cpu" else (*CASES, *LARGE_CASES):
+            for dtype in TOLERANCE:
+                if not _is_worth_compiling(backend, case, dtype):
+                    continue
+                yield Check(backend, case, dtype, opened, seed)
+                if candidate.kind == "cuda" and len(set(case.new)) == 1:
+                    yield GraphCheck(backend, case, dtype, opened, seed)
+
+
+def _is_worth_compiling(backend: str, case: Case, dtype: torch.dtype) -> bool:
+    """Kernels are compiled for every dtype and most numbers of a case: a second each in Triton, a minute in CUDA."""
+    if backend == "flashinfer":
+        return dtype == torch.bfloat16 and case.dim == 128 and case.softcap is None
+    return dtype == torch.bfloat16 or case.name in ("decode", "mixed")

@@ -1,0 +1,129 @@
+"""Attention on NVIDIA GPUs through the Triton kernels; plans nothing but how queries are cut into tiles.
+
+Rows of a few tokens (decoding, verification) are computed by splits of their keys, longer ones tile by tile. Which way
+a row goes, and every number on that way, follows from the row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.engine.attn.backend import Captured, GraphBackend
+from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.base.device import Device
+from sgl.kernels.triton import attention
+from sgl.kernels.triton.attention import Pages, Rules
+from sgl.kernels.triton.attention_store import store_at
+
+SPLIT_TOKENS = 8
+"""Rows of up to so many tokens are computed by splits."""
+
+MAX_HEAD_DIM = 256
+
+
+def why_not(specs: Sequence[KVSpec]) -> str:
+    """Why these layers cannot be computed by this backend; empty if they can."""
+    if any(spec.dtype not in (torch.bfloat16, torch.float16, torch.float32) for spec in specs):
+        return "it computes bfloat16, float16 and float32"
+    if any(spec.head_dim > MAX_HEAD_DIM for spec in specs):
+        return f"it needs heads of at most {MAX_HEAD_DIM} dimensions"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the rows of a step are cut, int32 [N, 3] each as kernels/triton/attention.py describes it; None: no rows."""
+
+    split: Tensor | None
+    whole: Tensor | None
+    num_split: int  # tokens computed by splits
+
+
+class Layout:
+    """What follows from the rows' numbers of tokens alone; steps of the same rows share it."""
+
+    def __init__(self, q_lens: tuple[int, ...], device: Device) -> None:
+        self.q_lens = q_lens
+        self._device = device
+        self._tiles: dict[tuple[int, int], Tiles] = {}
+
+    def tiles(self, split_tokens: int, whole_tokens: int) -> Tiles:
+        """Tiles of so many tokens at most."""
+        key = (split_tokens, whole_tokens)
+        if key not in self._tiles:
+            self._tiles[key] = self._cut(*key)
+        return self._tiles[key]
+
+    def _cut(self, split_tokens: int, whole_tokens: int) -> Tiles:
+        q_lens = np.array(self.q_lens, np.int64)
+        is_split = q_lens <= SPLIT_TOKENS
+        split = _cut(np.where(is_split, q_lens, 0), split_tokens)
+        whole = _cut(np.where(is_split, 0, q_lens), whole_tokens)[::-1].copy()  # the last tokens see most keys
+        uploaded = self._device.upload([split, whole])
+        kept = [tiles if len(tiles) else None for tiles in uploaded]
+        return Tiles(kept[0], kept[1], int(q_lens[is_split].sum()))
+
+
+def _cut(q_lens: np.ndarray, tokens: int) -> np.ndarray:
+    """int32 [N, 3]: row, first token in the row, that token's number among all."""
+    counts = -(-q_lens // tokens)
+    row = np.repeat(np.arange(len(q_lens)), counts)
+    first = (np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)) * tokens
+    return np.stack((row, first, (q_lens.cumsum() - q_lens)[row] + first), 1).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    batch: ForwardBatch
+    layout: Layout
+
+
+class TritonBackend:
+    """See `AttentionBackend`. A row's answer does not depend on its batch."""
+
+    native_pages = False
+    plans_on_host = False
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._layout = Layout((), device)
+
+    def plan(self, batch: ForwardBatch) -> Meta:
+        if batch.q_lens != self._layout.q_lens:
+            self._layout = Layout(batch.q_lens, self._device)
+        return Meta(batch, self._layout)
+
+    def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
+        store_at(k, v, kv.k, kv.v, kv.k_scale, kv.v_scale, meta.batch.out_loc[kv.group])
+
+    def run(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        meta: Meta,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        batch, group = meta.batch, q.shape[1] // kv.k.shape[1]
+        whole_tokens = attention.prefill_tokens(group, q.shape[2], q.dtype)
+        tiles = meta.layout.tiles(attention.split_tokens(group), whole_tokens)
+        table = batch.page_table[kv.group]
+        pages = Pages(kv.k, kv.v, kv.k_scale, kv.v_scale, batch.cu_q, batch.seq_lens, table)
+        rules = Rules(scale, window, softcap, sinks)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if tiles.split is not None:
+            attention.decode(q, pages, rules, tiles.split, tiles.num_split, out)
+        if tiles.whole is not None:
+            attention.prefill(q, pages, rules, tiles.whole, out)
+        return out
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
+        """The kernels read lengths and tables from the batch's own tensors, so a replay needs nothing more."""
+        return Captured(self, Meta(batch, Layout(batch.q_lens, self._device)))

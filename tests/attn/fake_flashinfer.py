@@ -1,0 +1,168 @@
+"""FlashInfer's wrappers of paged attention as its documentation describes them (0.6.13), in plain torch.
+
+Checks what the real ones leave to the caller: types, sizes, and that a captured graph's arrays stay where they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, last_page_len: int, causal: bool, options: dict[str, Any]
+) -> Tensor:
+    """One request: q ``[n, H, D]`` at the end of the keys in the pages ``indices`` ``[num_pages, Hkv, page, D]``."""
+    page_size, group = k.shape[2], q.shape[1] // k.shape[1]
+    assert 1 <= last_page_len <= page_size
+    num_keys = (len(indices) - 1) * page_size + last_page_len
+    k, v = (
+        x[indices.long()].transpose(1, 2).flatten(0, 1)[:num_keys].double().repeat_interleave(group, 1) for x in (k, v)
+    )
+    scores = torch.einsum("qhd,khd->hqk", q.double(), k) * options["sm_scale"]
+    cap = options["logits_soft_cap"] or 0.0
+    if cap > 0:
+        scores = cap * (scores / cap).tanh()
+    query, key = torch.arange(num_keys - len(q), num_keys)[:, None], torch.arange(num_keys)
+    assert causal or len(q) == 1
+    hidden = key > query
+    if options["window_left"] >= 0:
+        hidden |= key < query - options["window_left"]
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
+
+
+class Paged:
+    """What both wrappers do."""
+
+    def __init__(self, workspace: Tensor, kv_layout: str, use_cuda_graph: bool, *buffers: Tensor | None) -> None:
+        assert workspace.dtype == torch.uint8 and kv_layout == "HND"
+        self.is_graph = use_cuda_graph
+        self.buffers = list(buffers)
+        assert use_cuda_graph == all(buffer is not None for buffer in buffers)
+
+    def set(self, arrays: list[Tensor], shape: tuple[int, ...], options: dict[str, Any], copies: bool = True) -> None:
+        assert all(array.dtype == torch.int32 for array in arrays)
+        *lengths, indices = arrays
+        assert int(lengths[-2][-1]) == len(indices), "indptr ends where the pages end"
+        assert len(lengths[-2]) == len(lengths[-1]) + 1
+        for number, array in enumerate(arrays):
+            buffer = self.buffers[number]
+            if not self.is_graph:
+                self.buffers[number] = array.clone()
+            elif copies:
+                assert buffer is not None and len(array) <= len(buffer)
+                assert number == len(arrays) - 1 or len(array) == len(buffer), "a graph's batch has one size"
+                buffer[: len(array)] = array
+        self.shape, self.options = shape, options
+
+    def check(self, q: Tensor, k: Tensor) -> None:
+        heads, kv_heads, head_dim, page_size = self.shape
+        assert q.shape[1:] == (heads, head_dim) and k.shape[1:] == (kv_heads, page_size, head_dim)
+        assert q.dtype == self.options["q_data_type"] and k.dtype == self.options["kv_data_type"]
+
+
+class BatchDecodeWithPagedKVCacheWrapper(Paged):
+    def __init__(
+        self,
+        float_workspace_buffer: Tensor,
+        kv_layout: str = "NHD",
+        use_cuda_graph: bool = False,
+        use_tensor_cores: bool = False,
+        paged_kv_indptr_buffer: Tensor | None = None,
+        paged_kv_indices_buffer: Tensor | None = None,
+        paged_kv_last_page_len_buffer: Tensor | None = None,
+    ) -> None:
+        buffers = (paged_kv_indptr_buffer, paged_kv_last_page_len_buffer, paged_kv_indices_buffer)
+        super().__init__(float_workspace_buffer, kv_layout, use_cuda_graph, *buffers)
+
+    def plan(self, indptr: Tensor, indices: Tensor, last_page_len: Tensor, *shape: int, **options: Any) -> None:
+        self.set([indptr, last_page_len, indices], shape, options)
+
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+        self.check(q, paged_kv_cache[0])
+        starts, last, indices = self.buffers
+        assert len(q) == len(last)
+        rows = [
+            attend(q[n : n + 1], *paged_kv_cache, indices[starts[n] : starts[n + 1]], int(last[n]), False, self.options)
+            for n in range(len(q))
+        ]
+        return torch.cat(rows)
+
+
+def fast_decode_plan(
+    self: BatchDecodeWithPagedKVCacheWrapper,
+    indptr: Tensor,
+    indices: Tensor,
+    last_page_len: Tensor,
+    *shape: int,
+    **options: Any,
+) -> None:
+    """Leaves the arrays of a graph to the caller."""
+    assert self.is_graph and self.shape == shape, "only after a plan of the usual kind"
+    self.set([indptr, last_page_len, indices], shape, options, copies=False)
+
+
+class BatchPrefillWithPagedKVCacheWrapper(Paged):
+    def __init__(
+        self,
+        float_workspace_buffer: Tensor,
+        kv_layout: str = "NHD",
+        use_cuda_graph: bool = False,
+        qo_indptr_buf: Tensor | None = None,
+        paged_kv_indptr_buf: Tensor | None = None,
+        paged_kv_indices_buf: Tensor | None = None,
+        paged_kv_last_page_len_buf: Tensor | None = None,
+    ) -> None:
+        buffers = (qo_indptr_buf, paged_kv_indptr_buf, paged_kv_last_page_len_buf, paged_kv_indices_buf)
+        super().__init__(float_workspace_buffer, kv_layout, use_cuda_graph, *buffers)
+
+    def plan(
+        self,
+        qo_indptr: Tensor,
+        paged_kv_indptr: Tensor,
+        paged_kv_indices: Tensor,
+        paged_kv_last_page_len: Tensor,
+        *shape: int,
+        causal: bool = False,
+        max_token_per_sequence: int | None = None,
+        **options: Any,
+    ) -> None:
+        assert max_token_per_sequence == int(qo_indptr.diff().max())
+        self.causal = causal
+        self.set([qo_indptr, paged_kv_indptr, paged_kv_last_page_len, paged_kv_indices], shape, options)
+
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+        self.check(q, paged_kv_cache[0])
+        queries, starts, last, indices = self.buffers
+        assert len(q) == int(queries[-1])
+        rows = [
+            attend(
+                *(q[queries[n] : queries[n + 1]], *paged_kv_cache, indices[starts[n] : starts[n + 1]], int(last[n])),
+                *(self.causal, self.options),
+            )
+            for n in range(len(last))
+        ]
+        return torch.cat(rows)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``import flashinfer`` find this."""
+    decode, prefill = ModuleType("flashinfer.decode"), ModuleType("flashinfer.prefill")
+    decode.__dict__.update(
+        BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan=fast_decode_plan
+    )
+    prefill.__dict__["BatchPrefillWithPagedKVCacheWrapper"] = BatchPrefillWithPagedKVCacheWrapper
+    for name, module in (
+        ("flashinfer", ModuleType("flashinfer")),
+        (decode.__name__, decode),
+        (prefill.__name__, prefill),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("sgl.kernels.flashinfer.attention", "sgl.engine.attn.flashinfer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
