@@ -13,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 export OMP_NUM_THREADS ?= 1
 TEST_JOBS ?= 2
 
-.PHONY: help serve chat test lint types unit soak docs clean
+.PHONY: help serve chat test lint types unit soak gpu-check docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,10 @@ unit: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev  ## the slow tests: 20,000 random schedules, sanitizers, the wheel
 	$(BIN)/pytest -n $(TEST_JOBS) -m slow
+
+# From a plain checkout: no virtual environment, only what the image has and the wheels laid beside it.
+gpu-check:  ## check and measure what only an NVIDIA GPU can show (9 minutes)
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m sgl.bench.gpu_check --out docs/gpu
 
 docs: $(VENV)/.installed-dev  ## regenerate the generated tables of docs/
 	$(BIN)/python -m tools.generate_docs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sgl.engine.base.config import EngineConfig, Machine
@@ -51,7 +51,14 @@ def size(num_bytes: float) -> str:
 
 
 def solve(
-    config: EngineConfig, machine: Machine, *, weight_bytes: int, kv_bytes_per_page: int, activation_bytes: int
+    config: EngineConfig,
+    machine: Machine,
+    *,
+    weight_bytes: int,
+    kv_bytes_per_page: int,
+    activation_bytes: int,
+    graph_bytes: int = 0,
+    free_after_bytes: int | None = None,
 ) -> Budget:
     """Settles how many pages the KV cache has and how many requests may run.
 
@@ -61,6 +68,8 @@ def solve(
         weight_bytes: of the loaded model.
         kv_bytes_per_page: all layers together.
         activation_bytes: the most that one step needs beside them.
+        graph_bytes: set aside for captured steps.
+        free_after_bytes: what a GPU really had left once the weights were there, if that is known already.
 
     Raises:
         ConfigError: too little memory; names every line of the budget and the flags that help.
@@ -68,10 +77,17 @@ def solve(
     page_size, context = config.cache.page_size, config.model.context_length
     running, fraction = config.schedule.max_running_requests, config.cache.mem_fraction_static
     assert context is not None and running is not None and fraction is not None, "the configuration is not resolved"
-    memory, usable = _usable(config, machine, fraction)
-    taken = (Line("weights", -weight_bytes), Line("activations", -activation_bytes, "of the largest step"))
-    lines: tuple[Line, ...] = (memory, usable, *taken)
-    room = usable.size_bytes - weight_bytes - activation_bytes
+    lines = [
+        *_usable(config, machine, fraction, free_after_bytes),
+        Line("weights", -weight_bytes),
+        Line("activations", -activation_bytes, "of the largest step"),
+    ]
+    if graph_bytes:
+        lines.append(Line("CUDA graphs", -graph_bytes, "the largest captured step"))
+    if free_after_bytes is not None:
+        held = max(machine.memory_bytes - free_after_bytes - weight_bytes, 0)
+        lines.append(Line("others", -held, "the driver, libraries and other processes"))
+    room = sum(line.size_bytes for line in lines[1:])
     fitting = max(0, room // kv_bytes_per_page)
     least = -(-min(context, MIN_TOKENS) // page_size)
     asked = config.cache.max_total_tokens
@@ -97,12 +113,12 @@ def solve(
     if running > num_pages and config.provenance["schedule.max_running_requests"].source == "resolved":
         running = num_pages
         reasons["schedule.max_running_requests"] = f"every request needs a page and there are {num_pages}"
-    lines = (*lines, Line("KV cache", -num_pages * kv_bytes_per_page, f"{num_pages} pages of {page_size} tokens"))
+    lines.append(Line("KV cache", -num_pages * kv_bytes_per_page, f"{num_pages} pages of {page_size} tokens"))
     left = sum(line.size_bytes for line in lines[1:])
     return Budget(num_pages, num_pages * page_size, running, (*lines, Line("left", left)), reasons)
 
 
-def _usable(config: EngineConfig, machine: Machine, fraction: float) -> tuple[Line, Line]:
+def _usable(config: EngineConfig, machine: Machine, fraction: float, free_after_bytes: int | None) -> tuple[Line, Line]:
     """Memory, and the share of it that the engine takes."""
     share = f"--mem-fraction-static {fraction:g}"
     if config.model.device == "cpu":
@@ -110,13 +126,13 @@ def _usable(config: EngineConfig, machine: Machine, fraction: float) -> tuple[Li
         return Line("free memory", free), Line("usable", int(free * fraction), share)
     total, free = machine.memory_bytes, machine.memory_free_bytes
     limit = int(total * fraction)
-    if free < limit:
+    if free < limit and free_after_bytes is None:  # else a line of its own says what others have
         return Line("GPU memory", total), Line("usable", free, "others use the rest of the GPU")
     return Line("GPU memory", total), Line("usable", limit, share)
 
 
 def _too_little(
-    lines: tuple[Line, ...], room: int, wanted: int, page_size: int, kv_bytes_per_page: int, asked: bool
+    lines: Sequence[Line], room: int, wanted: int, page_size: int, kv_bytes_per_page: int, asked: bool
 ) -> ConfigError:
     parts = ", ".join(f"{line.name} {size(abs(line.size_bytes))}" for line in lines)
     need = f"{wanted * page_size} tokens need {size(wanted * kv_bytes_per_page)}"

@@ -10,16 +10,20 @@ import ctypes
 import functools
 import math
 import mmap
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sgl.engine.base import env
 from sgl.engine.base.errors import ConfigError
+from sgl.engine.base.staging import Staging
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -54,6 +58,10 @@ class Event(Protocol):
 
     def query(self) -> bool: ...
 
+    def elapsed_s(self, later: Any) -> float:
+        """Seconds between two points that have passed, of events that were made to tell."""
+        ...
+
 
 class Stream(Protocol):
     """A queue of device work; ``with stream.active():`` submits to it."""
@@ -63,11 +71,33 @@ class Stream(Protocol):
     def wait(self, event: Any) -> None: ...
 
 
+class Recorder(Protocol):
+    """Captures a computation in segments, between which the host may do what cannot be captured."""
+
+    def __enter__(self) -> Recorder: ...
+
+    def __exit__(self, *failure: object) -> None: ...
+
+    def begin(self) -> None:
+        """What is submitted from here on is recorded, not run."""
+        ...
+
+    def end(self) -> Callable[[], None]:
+        """Ends a segment; the result replays it on the same buffers."""
+        ...
+
+
 class Device(Protocol):
     """Where a model runs."""
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calls return before their work is done: then host work can hide behind it, and launches cost time
+        that a capture saves."""
+        ...
 
     @property
     def torch_device(self) -> torch.device: ...
@@ -87,16 +117,44 @@ class Device(Protocol):
 
     def stream(self) -> Stream: ...
 
-    def event(self) -> Event: ...
+    def event(self, timed: bool = False) -> Event: ...
 
     def synchronize(self) -> None: ...
+
+    def forbid_waits(self) -> AbstractContextManager[Any]:
+        """Within, an operation that would wait for the device raises an error, as far as torch notices."""
+        ...
+
+    def upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """The values of arrays that nobody changes any more, in one copy, without waiting for what runs there."""
+        ...
+
+    def host_buffer(self, size_bytes: int) -> Tensor:
+        """Host memory, uint8, that copies to the device read without a detour."""
+        ...
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """Starts a copy to host memory, never an alias; valid once an event recorded afterwards has passed."""
         ...
 
     def capture(self, run: Callable[[], T]) -> Callable[[], T]:
-        """Records ``run`` once; the result replays it on the same buffers. On the CPU it is ``run`` itself."""
+        """Records ``run`` after a first run that warms up; the result replays it on the same buffers.
+
+        What it returns lives in memory that all captures share: the next replay of any may overwrite what is not
+        referenced any more. On the CPU it is ``run`` itself.
+        """
+        ...
+
+    def recorder(self) -> Recorder:
+        """For captures in segments; only where `is_async`."""
+        ...
+
+    def borrow(self, tensor: Tensor) -> Tensor:
+        """The same numbers in the same place, without keeping the memory from being used for something else."""
+        ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an allocation failed for want of memory, after which everything else still works."""
         ...
 
 
@@ -109,6 +167,7 @@ def open_device(name: str) -> Device:
     import torch
 
     kind, _, index = name.partition(":")
+    env.keep_compiled()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "auto":
         kind = "cuda" if gpus else "cpu"
@@ -178,14 +237,20 @@ def best_isa(flags: list[str]) -> str:
 class NullEvent:
     """CPU work is done when the call returns."""
 
+    def __init__(self) -> None:
+        self._at_s = 0.0
+
     def record(self) -> None:
-        pass
+        self._at_s = time.perf_counter()
 
     def synchronize(self) -> None:
         pass
 
     def query(self) -> bool:
         return True
+
+    def elapsed_s(self, later: NullEvent) -> float:
+        return later._at_s - self._at_s
 
 
 class NullStream:
@@ -199,6 +264,7 @@ class NullStream:
 @dataclass(frozen=True)
 class CpuDevice:
     kind: str = "cpu"
+    is_async: bool = False
 
     @property
     def torch_device(self) -> torch.device:
@@ -231,11 +297,24 @@ class CpuDevice:
     def stream(self) -> Stream:
         return NullStream()
 
-    def event(self) -> Event:
+    def event(self, timed: bool = False) -> Event:
         return NullEvent()
 
     def synchronize(self) -> None:
         pass
+
+    def forbid_waits(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        import torch
+
+        return [torch.from_numpy(array) for array in arrays]
+
+    def host_buffer(self, size_bytes: int) -> Tensor:
+        import torch
+
+        return torch.empty(size_bytes, dtype=torch.uint8)
 
     def to_host(self, tensor: Tensor) -> Tensor:
         return tensor.clone()
@@ -243,11 +322,33 @@ class CpuDevice:
     def capture(self, run: Callable[[], T]) -> Callable[[], T]:
         return run
 
+    def recorder(self) -> Recorder:
+        raise AssertionError("a CPU has nothing to capture: it computes while it is called")
+
+    def borrow(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        # torch says so in words only; Linux rather ends the process
+        return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
 
 def _cuda() -> Any:
     import torch
 
     return torch.cuda
+
+
+class _Bytes:
+    """Device memory by its address, for torch to look at."""
+
+    def __init__(self, address: int, size_bytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
 
 
 class CudaStream:
@@ -258,14 +359,67 @@ class CudaStream:
         stream: AbstractContextManager[Any] = _cuda().stream(self._stream)
         return stream
 
-    def wait(self, event: Any) -> None:
-        self._stream.wait_event(event)
+    def wait(self, event: CudaEvent) -> None:
+        self._stream.wait_event(event._event)
 
 
-@dataclass(frozen=True)
+class CudaEvent:
+    def __init__(self, timed: bool) -> None:
+        self._event = _cuda().Event(enable_timing=timed)
+        # as they are: they run in every step
+        self.record: Callable[[], None] = self._event.record
+        self.synchronize: Callable[[], None] = self._event.synchronize
+        self.query: Callable[[], bool] = self._event.query
+
+    def elapsed_s(self, later: CudaEvent) -> float:
+        return float(self._event.elapsed_time(later._event)) / 1000
+
+
+class CudaRecorder:
+    """Captures segments into graphs that share one pool of memory; they are replayed one after the other."""
+
+    def __init__(self, index: int, pool: Any, stream: Any) -> None:
+        self._index = index
+        self._pool = pool
+        self._stream = stream
+        self._context: AbstractContextManager[Any] = nullcontext()
+        self._graph: Any = None
+
+    def __enter__(self) -> CudaRecorder:
+        _cuda().synchronize(self._index)
+        self._context = _cuda().stream(self._stream)
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._graph is not None:  # something failed within a segment, and ending it fails, too
+            with suppress(RuntimeError):
+                self._graph.capture_end()
+        self._graph = None
+        self._context.__exit__(None, None, None)
+        _cuda().synchronize(self._index)
+
+    def begin(self) -> None:
+        self._graph = _cuda().CUDAGraph()
+        # other threads may allocate meanwhile: new weights are read on a thread of their own
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    def end(self) -> Callable[[], None]:
+        graph = self._graph
+        graph.capture_end()
+        self._graph = None
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
 class CudaDevice:
-    index: int = 0
-    kind: str = "cuda"
+    """A GPU. Work goes to the current stream; what is captured shares one pool of memory."""
+
+    kind = "cuda"
+    is_async = True
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
 
     @property
     def torch_device(self) -> torch.device:
@@ -294,12 +448,32 @@ class CudaDevice:
     def stream(self) -> Stream:
         return CudaStream(self.index)
 
-    def event(self) -> Event:
-        event: Event = _cuda().Event()
-        return event
+    def event(self, timed: bool = False) -> Event:
+        return CudaEvent(timed)
 
     def synchronize(self) -> None:
         _cuda().synchronize(self.index)
+
+    @contextmanager
+    def forbid_waits(self) -> Iterator[None]:
+        before = _cuda().get_sync_debug_mode()
+        _cuda().set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            _cuda().set_sync_debug_mode(before)
+
+    @cached_property
+    def _staging(self) -> Staging:
+        return Staging(self.torch_device, self.host_buffer, self.event)
+
+    def upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        return self._staging.send(arrays)
+
+    def host_buffer(self, size_bytes: int) -> Tensor:
+        import torch
+
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
     def to_host(self, tensor: Tensor) -> Tensor:
         import torch
@@ -307,14 +481,37 @@ class CudaDevice:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
+    @cached_property
+    def _pool(self) -> tuple[Any, Any]:
+        """What captures share: memory, and the stream that they are made on."""
+        return _cuda().graph_pool_handle(), _cuda().Stream(self.index)
+
     def capture(self, run: Callable[[], T]) -> Callable[[], T]:
-        cuda = _cuda()
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph):
+        with self.recorder() as recorder:
+            run()  # compiles and allocates what a capture must not
+            recorder.begin()
             result = run()
+            launch = recorder.end()
 
         def replay() -> T:
-            graph.replay()
+            launch()
             return result
 
         return replay
+
+    def recorder(self) -> Recorder:
+        return CudaRecorder(self.index, *self._pool)
+
+    def borrow(self, tensor: Tensor) -> Tensor:
+        import torch
+
+        storage = tensor.untyped_storage()
+        alias = torch.as_tensor(_Bytes(storage.data_ptr(), storage.nbytes()), device=self.torch_device)
+        start = tensor.storage_offset() * tensor.dtype.itemsize
+        flat = alias[start : storage.nbytes() - (storage.nbytes() - start) % tensor.dtype.itemsize].view(tensor.dtype)
+        return flat.as_strided(tensor.shape, tensor.stride())
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        import torch
+
+        return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)

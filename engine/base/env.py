@@ -19,6 +19,9 @@ VARIABLES: Mapping[str, str] = {
     "SGL_KERNEL_ISA": "Instruction set of the C++ kernels, if not the best: generic, avx2, avx512, avx512_bf16 or amx.",
     "SGL_KERNEL_SANITIZE": "1 builds the C++ kernels with AddressSanitizer and UBSan; libasan must then be preloaded.",
     "SGLANG_TORCH_PROFILER_DIR": "Directory for the traces of /start_profile; profiles/ in sgl's cache if not given.",
+    "SGL_PROFILE_STEPS": "FIRST:COUNT; an engine records those steps with torch's profiler (`sgl profile torch`).",
+    "SGL_PROFILE_PY": "Directory; every process of sgl samples its Python code and writes it there (`sgl profile py`).",
+    "SGL_NVTX": "1 marks steps and layers as NVTX ranges for nsys (`sgl profile nsys`); needs the package nvtx.",
     "CXX": "C++ compiler for the CPU kernels; c++, g++ or clang++ if not given.",
     "NO_COLOR": "Set to anything: no colours.",
 }
@@ -55,6 +58,18 @@ def state_dir() -> Path:
 def cache_dir() -> Path:
     """Where things belong that can be made again (XDG)."""
     return Path(text("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgl"
+
+
+def profile_steps() -> tuple[int, int] | None:
+    """(first, count) of the steps to record from the start, None if none are."""
+    first, _, count = text("SGL_PROFILE_STEPS").partition(":")
+    return (int(first), int(count)) if first.isdecimal() and count.isdecimal() else None
+
+
+def keep_compiled() -> None:
+    """Lets Triton and torch.compile keep what they compile in our cache, where nobody has said otherwise."""
+    for name, folder in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+        os.environ.setdefault(name, str(cache_dir() / folder))
 
 
 def profiler_dir() -> Path:

@@ -52,6 +52,13 @@ class OverloadedError(SglError):
         super().__init__(message, code="server_overloaded", status=503, retryable=True)
 
 
+class OutOfMemoryError(SglError):
+    """Memory did not suffice for something; what was there before still is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="out_of_memory", status=503, retryable=True)
+
+
 class EngineDiedError(SglError):
     """The engine stopped; requests in flight are lost."""
 

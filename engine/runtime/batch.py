@@ -1,14 +1,16 @@
-"""Turns a plan and the slot table into the tensors of one step; changes neither and computes no model.
+"""Applies a plan to the slot table and turns both into the tensors of one step; computes no model.
 
-Lengths and slots come from the plan. Where a row stands comes from the device's own computed counts, because the host
-may plan a step before it knows how many drafts the one before accepted.
+All that a plan brings goes to the device in one copy. Lengths and slots come from the plan. Where a row stands comes
+from the device's own computed counts, because the host may plan a step before it knows how many drafts the one before
+accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from sgl.engine.attn.batch import ForwardBatch
 from sgl.engine.base.types import Row, RowInit, StepPlan
-from sgl.engine.runtime.slots import Feature, SlotTable
+from sgl.engine.runtime.slots import Feature, SlotTable, is_change
 from sgl.kernels.ops.decode import Located
 
 
@@ -68,6 +70,17 @@ class HiddenSpan:
     positions: range
 
 
+class Fixed(Protocol):
+    """The tensors of a captured computation, which stay where they are: those of the step's rows among them."""
+
+    @property
+    def batch(self) -> ForwardBatch: ...
+
+    @property
+    def next_positions(self) -> Tensor:
+        """int64 [T], of the tokens that will follow each position."""
+
+
 @dataclass(frozen=True)
 class Step:
     """All that a step needs besides the model and the slot table.
@@ -81,10 +94,11 @@ class Step:
     draws: Draws
     prompt_spans: tuple[PromptSpan, ...]
     hidden_spans: tuple[HiddenSpan, ...]
+    fixed: Fixed | None = None  # whose tensors the batch has
 
 
 @dataclass(frozen=True)
-class _Layout:
+class HostLayout:
     """What follows from the rows of a plan alone, and so stays while the same rows come again (as in decoding)."""
 
     rows: tuple[Row, ...]
@@ -93,70 +107,120 @@ class _Layout:
     cu_q: list[int]
     draw_rows: tuple[int, ...]
     draw_slots: tuple[int, ...]
-    device_cu_q: Tensor  # int32 [B + 1]
+    sources: list[int]
+    num_tokens: int
+    shape: list[tuple[int, int, int, str]]
+
+    @classmethod
+    def of(cls, rows: tuple[Row, ...]) -> HostLayout:
+        q_lens = tuple(row.num_tokens for row in rows)
+        slot_ids = [row.slot for row in rows]
+        cu_q = [0, *accumulate(q_lens)]
+        draw_rows, sources = _draws(rows, cu_q)
+        draw_slots = tuple(slot_ids[row] for row in draw_rows)
+        return cls(rows, slot_ids, q_lens, cu_q, tuple(draw_rows), draw_slots, sources, cu_q[-1], _shape(rows))
+
+    @property
+    def q_len(self) -> int:
+        """Tokens of every row if all have as many and a token is chosen after each of them; 0 otherwise."""
+        first = self.q_lens[0] if self.rows else 0
+        is_uniform = len(self.sources) == self.num_tokens == first * len(self.rows)
+        return first if is_uniform and self.q_lens.count(first) == len(self.q_lens) else 0
+
+    def arrays(self) -> list[np.ndarray]:
+        """What the device must know of it, in the order of the tensors of `Layout`."""
+        row_of = np.repeat(np.arange(len(self.rows)), self.q_lens)
+        offsets = np.arange(self.num_tokens) - np.array(self.cu_q)[row_of]
+        slots = np.array(self.slot_ids, np.int64)
+        lens, sources = np.array(self.q_lens, np.int64), np.array(self.sources, np.int64)
+        return [np.array(self.cu_q, np.int32), slots, lens, slots[row_of], offsets, sources]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of a plan, on the host and on the device."""
+
+    host: HostLayout
+    q_len: int
+    cu_q: Tensor  # int32 [B + 1]
     slots: Tensor  # int64 [B]
     lens: Tensor  # int64 [B]
     token_slots: Tensor  # int64 [T]
     offsets: Tensor  # int64 [T], of each token in its row
     sources: Tensor  # int64 [L], which of the T positions each draw follows
-    is_decode: bool
 
-    @classmethod
-    def of(cls, rows: tuple[Row, ...], table: SlotTable) -> _Layout:
-        q_lens = [row.num_tokens for row in rows]
-        slot_ids = [row.slot for row in rows]
-        cu_q = [0, *accumulate(q_lens)]
-        row_of = np.repeat(np.arange(len(rows)), q_lens)
-        draw_rows, draw_sources = _draws(rows, cu_q)
-        offset_in = np.arange(len(row_of)) - np.array(cu_q)[row_of]
-        parts = (slot_ids, q_lens, cu_q, np.array(slot_ids)[row_of], offset_in, draw_sources)
-        host = [np.array(part, np.int64) for part in parts]
-        slots, lens, cu, token_slots, offsets, sources = torch.split(
-            table.upload(np.concatenate(host)), [len(part) for part in host]
-        )
-        draw_slots = tuple(slot_ids[row] for row in draw_rows)
-        return cls(
-            *(rows, slot_ids, tuple(q_lens), cu_q, tuple(draw_rows), draw_slots),
-            *(cu.int(), slots, lens, token_slots, offsets, sources),
-            is_decode=len(draw_sources) == len(rows) == len(row_of),
-        )
+
+FindFixed = Callable[[Layout], Fixed | None]
+"""The captured computation for rows of a layout, its tensors filled for them; None: there is none."""
+
+
+def never(layout: Layout) -> None:
+    """Nothing is captured."""
 
 
 class StepBuilder:
-    """Lays out applied plans, one after the other; what the step before already laid out is taken from there."""
+    """Applies plans, one after the other, and lays them out; what the step before already laid out is taken from
+    there."""
 
     def __init__(self, table: SlotTable) -> None:
         self._table = table
-        self._layout = _Layout.of((), table)
+        self._layout: Layout | None = None
+        self._plain: tuple[Row, ...] = ()  # the last rows, if they change nothing in the table
         self._page_tables: tuple[Tensor, ...] = ()
         self._pages_version = -1
 
-    def build(self, plan: StepPlan) -> Step:
+    def build(self, plan: StepPlan, find: FindFixed = never) -> Step:
         """The step of a plan: T tokens of B rows, L draws."""
+        layout = self._lay_out(plan)
+        host, table = layout.host, self._table
+        embeds = _embeds(host, table)
+        fixed = find(layout) if layout.q_len and embeds is None else None
+        if fixed is not None:
+            batch, next_positions = fixed.batch, fixed.next_positions
+        else:
+            batch, next_positions = self._batch(layout)
+        if embeds is not None:
+            batch = replace(batch, embeds=embeds)
+        if table.host_view is not None:
+            batch = _with_host_view(batch, host, table)
+        is_decode = layout.q_len == 1
+        draw_slots = layout.slots if is_decode else layout.token_slots[layout.sources]
+        draws = Draws(host.draw_rows, host.draw_slots, draw_slots, next_positions)
+        spans = _prompt_spans(plan.rows, host.cu_q, table)
+        return Step(plan, is_decode, batch, draws, spans, _hidden_spans(plan.rows, host.cu_q, table), fixed)
+
+    def _lay_out(self, plan: StepPlan) -> Layout:
+        table, layout = self._table, self._layout
+        if layout is not None and self._plain and plan.rows == self._plain:  # the scheduler repeats decodes as they are
+            table.forget(plan.finished_slots)
+            return layout
+        self._plain = () if any(map(is_change, plan.rows)) else plan.rows
+        if layout is not None and layout.host.shape == _shape(plan.rows):  # but for those that get a page
+            table.apply(plan)
+            return layout
+        host = HostLayout.of(plan.rows)
+        layout = self._layout = Layout(host, host.q_len, *table.apply(plan, host.arrays()))
+        self._pages_version = -1
+        return layout
+
+    def _batch(self, layout: Layout) -> tuple[ForwardBatch, Tensor]:
+        """The batch and, per draw, the position that its token takes."""
         table = self._table
-        if plan.rows != self._layout.rows:  # compares identities first: the scheduler repeats the rows of decodes
-            self._layout = _Layout.of(plan.rows, table)
-            self._pages_version = -1
-        layout = self._layout
-        found = table.locate(layout.slots) if layout.is_decode else self._locate(layout)
+        found = table.locate(layout.slots) if layout.q_len == 1 else self._locate(layout)
         batch = ForwardBatch(
             input_ids=found.input_ids,
             positions=found.positions,
-            cu_q=layout.device_cu_q,
+            cu_q=layout.cu_q,
             seq_lens=found.seq_lens,
             slots=layout.slots,
             out_loc=found.out_loc,
             page_table=self._page_table(layout),
             logit_indices=layout.sources,
-            q_lens=layout.q_lens,
-            embeds=_embeds(plan.rows, layout.cu_q, table),
+            q_lens=layout.host.q_lens,
         )
-        draw_slots = layout.slots if layout.is_decode else layout.token_slots[layout.sources]
-        draws = Draws(layout.draw_rows, layout.draw_slots, draw_slots, found.next_positions)
-        spans = _prompt_spans(plan.rows, layout.cu_q, table)
-        return Step(plan, layout.is_decode, batch, draws, spans, _hidden_spans(plan.rows, layout.cu_q, table))
+        return batch, found.next_positions
 
-    def _locate(self, layout: _Layout) -> Located:
+    def _locate(self, layout: Layout) -> Located:
         """As `SlotTable.locate`, for rows of any number of tokens and draws."""
         table = self._table
         positions = table.computed[layout.token_slots] + layout.offsets
@@ -169,15 +233,26 @@ class StepBuilder:
             tuple(pages[layout.token_slots, page_index] * table.page_size + page_offset for pages in table.pages),
         )
 
-    def _page_table(self, layout: _Layout) -> tuple[Tensor, ...]:
+    def _page_table(self, layout: Layout) -> tuple[Tensor, ...]:
         table = self._table
         if self._pages_version != table.pages_version:
-            widths = [table.num_pages(group, layout.slot_ids) for group in range(len(table.pages))]
+            widths = [table.num_pages(group, layout.host.slot_ids) for group in range(len(table.pages))]
             self._page_tables = tuple(
                 pages[:, :width].index_select(0, layout.slots) for pages, width in zip(table.pages, widths, strict=True)
             )
             self._pages_version = table.pages_version
         return self._page_tables
+
+
+def _with_host_view(batch: ForwardBatch, host: HostLayout, table: SlotTable) -> ForwardBatch:
+    assert table.host_view is not None
+    slots = np.array(host.slot_ids)
+    lens = table.host_view.advance(slots, np.array(host.q_lens), any(row.num_draft for row in host.rows))
+    return replace(batch, host_seq_lens=lens)
+
+
+def _shape(rows: Sequence[Row]) -> list[tuple[int, int, int, str]]:
+    return [(row.slot, row.num_tokens, row.num_draft, row.kind) for row in rows]
 
 
 def _draws(rows: Sequence[Row], cu_q: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -213,12 +288,12 @@ def _hidden_spans(rows: Sequence[Row], cu_q: Sequence[int], table: SlotTable) ->
     )
 
 
-def _embeds(rows: Sequence[Row], cu_q: Sequence[int], table: SlotTable) -> tuple[Tensor, Tensor] | None:
+def _embeds(layout: HostLayout, table: SlotTable) -> tuple[Tensor, Tensor] | None:
     """What takes the place of token embeddings in a step, None for nothing."""
     users = table.users["embeds"]
     found = [
-        (cu_q[index], row.slot, table.embedded_span(row.slot, row.num_tokens))
-        for index, row in enumerate(rows if users else ())
+        (layout.cu_q[index], row.slot, table.embedded_span(row.slot, row.num_tokens))
+        for index, row in enumerate(layout.rows if users else ())
         if row.slot in users
     ]
     if not found:

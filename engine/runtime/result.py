@@ -27,7 +27,7 @@ class TorchStepResult:
 
     Args:
         samples: of the step's draws.
-        num_rejected: int64 [B], drafts that did not hold.
+        num_rejected: int64 [B], drafts that did not hold; None: there were no drafts.
         prompt_scores: of the prompt positions that the step's spans name, in their order.
         hidden: by hidden span of the step, float32 [N, hidden].
         pooled: the vectors of the rows that want one and are complete.
@@ -37,7 +37,7 @@ class TorchStepResult:
         self,
         step: Step,
         samples: Samples,
-        num_rejected: Tensor,
+        num_rejected: Tensor | None,
         prompt_scores: Sequence[Scores],
         hidden: Sequence[Tensor],
         device: Device,
@@ -50,7 +50,7 @@ class TorchStepResult:
         self._scored = samples.scored
         self._token_ids = device.to_host(samples.token_ids)
         self._peaks = device.to_host(samples.peaks)
-        self._num_rejected = device.to_host(num_rejected)
+        self._num_rejected = None if num_rejected is None else device.to_host(num_rejected)
         self._scores = [_to_host(scores, device) for scores in samples.scores]
         self._prompt_scores = [_to_host(scores, device) for scores in prompt_scores]
         self._copied = device.event()
@@ -63,7 +63,9 @@ class TorchStepResult:
         logprobs = dict(zip(self._scored, read_logprobs(self._scores), strict=True))
         outputs: list[RowOutput] = []
         end = 0
-        for row, rejected in zip(self._step.plan.rows, self._num_rejected.tolist(), strict=True):
+        rows = self._step.plan.rows
+        num_rejected = [0] * len(rows) if self._num_rejected is None else self._num_rejected.tolist()
+        for row, rejected in zip(rows, num_rejected, strict=True):
             begin, end = end, end + (1 + row.num_draft if row.kind == "token" else 0)
             draws = range(begin, end - rejected)
             error = next((_error(peaks[draw]) for draw in draws if not math.isfinite(peaks[draw])), None)
@@ -100,6 +102,13 @@ class TorchStepResult:
             outputs[row.row].pooled = vector.astype("<f4", copy=False).tobytes()
             if not np.isfinite(vector).all():
                 outputs[row.row].error = POOLED_NOT_FINITE
+
+
+def to_bytes(tensor: Tensor, device: Device) -> bytes:
+    """The numbers of a tensor, in order; waits for them."""
+    host = device.to_host(tensor)
+    device.synchronize()
+    return host.numpy().tobytes()
 
 
 def _prompt_logprob(span: PromptSpan, position: int, scores: Iterator[TokenLogprob]) -> TokenLogprob:

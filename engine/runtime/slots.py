@@ -6,8 +6,10 @@ keeps no count that a result could change; it knows of a slot what the plans sai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from sgl.engine.base.processors import LogitProcessor, make_processor
 from sgl.engine.base.types import Row, RowInit, SamplingParams, StepPlan
-from sgl.engine.runtime.rng import stream_of
 from sgl.kernels.ops.decode import Commit, Locate, Located, commit, locate
+from sgl.kernels.ops.random import stream_of
 
 Feature = Literal[
     "sampled",  # neither greedy nor equivalent to it
@@ -41,6 +43,12 @@ GREEDY_TEMPERATURE = 1e-6
 
 _ALWAYS = 1 << 62
 
+_UNKNOWN = -(1 << 40)
+"""A computed count that only the device knows; what is added to it meanwhile leaves it negative."""
+
+Send = Callable[[Sequence[np.ndarray]], list[Tensor]]
+"""The values of arrays on the device, all in one copy."""
+
 
 @dataclass(frozen=True)
 class LogitEdits:
@@ -49,6 +57,45 @@ class LogitEdits:
     ids: Tensor  # int64 [N]
     values: Tensor  # float32 [N]
     until: Tensor  # int64 [N], number of output tokens up to which the edit lasts
+
+
+class Cargo:
+    """The arrays that a plan sends to the device in one copy, and what is done with them there."""
+
+    def __init__(self, passengers: Sequence[np.ndarray] = ()) -> None:
+        self._arrays = list(passengers)
+        self._num_passengers = len(passengers)
+        self._uses: list[tuple[Callable[..., None], slice]] = []
+
+    def add(self, use: Callable[..., None], *arrays: np.ndarray) -> None:
+        """Calls ``use`` with the arrays as tensors once they are there."""
+        self._uses.append((use, slice(len(self._arrays), len(self._arrays) + len(arrays))))
+        self._arrays += arrays
+
+    def deliver(self, send: Send) -> list[Tensor]:
+        """Sends everything; returns the passengers."""
+        sent = send(self._arrays) if self._arrays else []
+        for use, part in self._uses:
+            use(*sent[part])
+        return sent[: self._num_passengers]
+
+
+class HostView:
+    """What the host knows of slots without asking the device, for attention that plans there."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._computed = np.zeros(num_slots, np.int64)
+
+    def reset(self, starts: Sequence[tuple[int, int]]) -> None:
+        """Slots and how far they are computed."""
+        for slot, count in starts:
+            self._computed[slot] = count
+
+    def advance(self, slots: np.ndarray, q_lens: np.ndarray, has_drafts: bool) -> np.ndarray | None:
+        """Lengths after a step, int64 [B]; None if they hang on drafts whose fate is not known."""
+        lens: np.ndarray = self._computed[slots] + q_lens
+        self._computed[slots] = _UNKNOWN if has_drafts else lens
+        return None if (lens < 0).any() else lens
 
 
 class SlotTable:
@@ -66,9 +113,12 @@ class SlotTable:
         inits: by slot, what the plan said when the request took it.
         users: the slots that make use of a feature, so that what nobody uses costs nothing.
         pages_version: changes whenever ``pages`` may change.
+        host_view: what the host knows of the same, if anybody wants to know it there.
 
     Args:
         locate, commit: the ops `decode.locate` and `decode.commit`.
+        send: brings arrays to the device, if not over the memory that both share.
+        has_host_view: whether the host is to know what it can.
     """
 
     def __init__(
@@ -82,9 +132,12 @@ class SlotTable:
         *,
         locate: Locate = locate,
         commit: Commit = commit,
+        send: Send | None = None,
+        has_host_view: bool = False,
     ) -> None:
         self.page_size = page_size
         self.device = device
+        self._send = send or self._share
         self._locate = locate
         self._commit = commit
         self._vocab_size = vocab_size
@@ -102,34 +155,31 @@ class SlotTable:
         self.inits: dict[int, RowInit] = {}
         self.users: dict[Feature, set[int]] = {feature: set() for feature in get_args(Feature)}
         self.pages_version = 0
+        self.host_view = HostView(num_slots) if has_host_view else None
         self._num_pages = [[0] * num_slots for _ in range(num_groups)]
         self._prompt_computed: dict[int, int] = {}
         self._hidden_skip: dict[int, int] = {}
 
     def upload(self, array: np.ndarray) -> Tensor:
         """A fresh array's values on the device, without waiting for what runs there."""
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return self._send([array])[0]
 
-    def apply(self, plan: StepPlan) -> None:
-        """Makes the plan's changes: slots given up, requests that take a slot, computed counts, pages."""
-        for slot in plan.finished_slots:
-            self._forget(slot)
-        fresh = [row for row in plan.rows if row.init is not None]
-        if fresh:
-            self._init(fresh)
-        for row in plan.rows:
-            if row.new_tokens is not None:
-                start, ids = row.new_tokens.start, row.new_tokens.token_ids
-                self.tokens[row.slot, start : start + len(ids)] = self.upload(np.array(ids, np.int32))
-        starts = [
-            (row.slot, row.computed or 0) for row in plan.rows if row.init is not None or row.computed is not None
-        ]
-        if starts:
-            slots, counts = self.upload(np.array(starts)).unbind(1)
-            self.computed[slots] = counts
-            self._prompt_computed.update(starts)
-        for group, pages in enumerate(self.pages):
-            self._map(pages, self._num_pages[group], [row for row in plan.rows if row.new_pages], group)
+    def apply(self, plan: StepPlan, passengers: Sequence[np.ndarray] = ()) -> list[Tensor]:
+        """Makes the plan's changes: slots given up, requests that take a slot, computed counts, pages.
+
+        Returns:
+            ``passengers`` as tensors: fresh arrays that travel in the same copy.
+        """
+        self.forget(plan.finished_slots)
+        cargo = Cargo(passengers)
+        changed = [row for row in plan.rows if is_change(row)]
+        if changed:
+            self._init([row for row in changed if row.init is not None], cargo)
+            self._restart(changed, cargo)
+            for group, pages in enumerate(self.pages):
+                self._map(pages, changed, group, cargo)
+            self._write(changed, cargo)
+        return cargo.deliver(self._send)
 
     def num_pages(self, group: int, slots: Sequence[int]) -> int:
         """The longest page table among ``slots``."""
@@ -189,22 +239,20 @@ class SlotTable:
         self._hidden_skip[slot] -= skipped
         return skipped
 
-    def _init(self, rows: Sequence[Row]) -> None:
+    def _init(self, rows: Sequence[Row], cargo: Cargo) -> None:
         scalars: list[list[float]] = []
         integers: list[list[int]] = []
         for row in rows:
             assert row.init is not None
             init, params = row.init, row.init.params
             self.inits[row.slot] = init
-            self.tokens[row.slot, : len(init.token_ids)] = self.upload(np.array(init.token_ids, np.int32))
             scalars.append([getattr(params, name) for name in get_args(Scalar)])
             integers.append([params.top_k, init.num_prompt, stream_of(params.seed)])
             edits = _edits(init, self._vocab_size)
             if edits:
                 ids, values, until = zip(*edits, strict=True)
-                upload = self.upload
                 self.edits[row.slot] = LogitEdits(
-                    upload(np.array(ids)), upload(np.array(values, np.float32)), upload(np.array(until))
+                    *self._send([np.array(ids), np.array(values, np.float32), np.array(until)])
                 )
             if params.processor is not None:
                 self.processors[row.slot] = make_processor(params.processor)
@@ -215,11 +263,45 @@ class SlotTable:
             for feature, used in _uses(init, edits, self._vocab_size).items():
                 if used:
                     self.users[feature].add(row.slot)
-        slots = self.upload(np.array([row.slot for row in rows]))
-        self._scalars[:, slots] = self.upload(np.array(scalars, np.float32).T)
-        self._integers[:, slots] = self.upload(np.array(integers).T)
+        if rows:
+            slots = np.array([row.slot for row in rows])
+            cargo.add(self._set_params, slots, np.array(scalars, np.float32).T, np.array(integers).T)
 
-    def _map(self, pages: Tensor, num_pages: list[int], rows: Sequence[Row], group: int) -> None:
+    def _set_params(self, slots: Tensor, scalars: Tensor, integers: Tensor) -> None:
+        self._scalars[:, slots] = scalars
+        self._integers[:, slots] = integers
+
+    def _write(self, rows: Sequence[Row], cargo: Cargo) -> None:
+        """Tokens that no step has sampled: prompts, and what a grammar has settled."""
+        runs: list[tuple[int, int, Sequence[int]]] = []  # slot, first place, tokens
+        for row in rows:
+            if row.init is not None:
+                runs.append((row.slot, 0, row.init.token_ids))
+            if row.new_tokens is not None:
+                runs.append((row.slot, row.new_tokens.start, row.new_tokens.token_ids))
+        if runs:
+            width = self.tokens.shape[1]
+            spans = [slot * width + np.arange(start, start + len(ids)) for slot, start, ids in runs]
+            ids = np.fromiter(chain.from_iterable(ids for _, _, ids in runs), np.int32, sum(map(len, spans)))
+            cargo.add(self._set_tokens, np.concatenate(spans), ids)
+
+    def _set_tokens(self, places: Tensor, token_ids: Tensor) -> None:
+        self.tokens.view(-1)[places] = token_ids
+
+    def _restart(self, rows: Sequence[Row], cargo: Cargo) -> None:
+        starts = [(row.slot, row.computed or 0) for row in rows if row.init is not None or row.computed is not None]
+        if starts:
+            self._prompt_computed.update(starts)
+            if self.host_view is not None:
+                self.host_view.reset(starts)
+            cargo.add(self._set_computed, np.array(starts))
+
+    def _set_computed(self, starts: Tensor) -> None:
+        slots, counts = starts.unbind(1)
+        self.computed[slots] = counts
+
+    def _map(self, pages: Tensor, rows: Sequence[Row], group: int, cargo: Cargo) -> None:
+        num_pages = self._num_pages[group]
         entries: list[tuple[int, int, int]] = []
         for row in rows:
             run = row.new_pages
@@ -228,19 +310,34 @@ class SlotTable:
                 num_pages[row.slot] = max(num_pages[row.slot], run.start + len(run.pages))
         if entries:
             self.pages_version += 1
-            slots, indices, values = self.upload(np.array(entries)).unbind(1)
-            pages[slots, indices] = values.int()
+            table = np.array(entries)
+            cargo.add(partial(_set_pages, pages), table)
 
-    def _forget(self, slot: int) -> None:
-        for kept in (self.inits, self.edits, self.processors, self.embeds):
-            kept.pop(slot, None)
-        for slots in self.users.values():
-            slots.discard(slot)
-        for counts in self._num_pages:
-            counts[slot] = 0
+    def forget(self, slots: Sequence[int]) -> None:
+        """Slots that were given up."""
+        for slot in slots:
+            for kept in (self.inits, self.edits, self.processors, self.embeds):
+                kept.pop(slot, None)
+            for users in self.users.values():
+                users.discard(slot)
+            for counts in self._num_pages:
+                counts[slot] = 0
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _share(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
+
+
+def is_change(row: Row) -> bool:
+    """Whether a row changes the table before the step."""
+    return row.new_pages is not None or row.init is not None or row.computed is not None or row.new_tokens is not None
+
+
+def _set_pages(table: Tensor, entries: Tensor) -> None:
+    slots, indices, pages = entries.unbind(1)
+    table[slots, indices] = pages.int()
 
 
 def _is_sampled(params: SamplingParams) -> bool:

@@ -149,6 +149,11 @@ class Weights:
             "released": self._is_released,
         }
 
+    def files(self) -> dict[str, Any]:
+        """Where these weights can be read again: nowhere, if their files have changed or they are random."""
+        files = [str(file) for file, _, _ in self._source.stamps] if self._source.is_unchanged else []
+        return {"files": files, "num_updates": self._num_updates}
+
     def update(self, model_path: str, load_format: str = "auto", drain_s: float = DRAIN_S) -> Update:
         """Starts an exchange.
 

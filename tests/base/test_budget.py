@@ -104,3 +104,21 @@ def test_the_configuration_learns_what_was_settled_and_why() -> None:
 )  # fmt: skip
 def test_sizes_read_well(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_on_a_gpu_what_is_really_left_decides() -> None:
+    machine = dataclasses.replace(GPU, memory_bytes=80 * GIB, memory_free_bytes=79 * GIB)
+    config = resolved(machine, cache__mem_fraction_static=0.5)
+    budget = solve(
+        config,
+        machine,
+        weight_bytes=10 * GIB,
+        kv_bytes_per_page=MIB,
+        activation_bytes=256 * MIB,
+        graph_bytes=768 * MIB,
+        free_after_bytes=67 * GIB,  # 3 GiB of 80 went to others
+    )
+    assert budget.num_pages == (40 - 10 - 3 - 1) * 1024
+    lines = {line.name: line.size_bytes for line in budget.lines}
+    assert lines["others"] == -3 * GIB and lines["CUDA graphs"] == -768 * MIB and lines["left"] == 0
+    assert lines["usable"] == 40 * GIB

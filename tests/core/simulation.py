@@ -7,21 +7,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sgl.engine.base.errors import SglError
+from sgl.engine.base.errors import OutOfMemoryError, SglError
 from sgl.engine.base.types import (
     Abort,
     Add,
     FinishReason,
     Grammar,
     Inbound,
+    Masks,
     Outbound,
     Outputs,
     Request,
     SamplingParams,
+    StepPlan,
     Wants,
 )
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
-from sgl.engine.core.sim import SimExecutor, SimModel
+from sgl.engine.core.sim import SimExecutor, SimModel, SimResult
 from sgl.engine.loop import EngineLoop
 
 
@@ -34,6 +36,7 @@ class ModuloGrammar:
     def __init__(self, period: int, length: int, vocab_size: int, num_forced: int = 0) -> None:
         self._period, self._length, self._vocab_size, self._num_forced = period, length, vocab_size, num_forced
         self._position = 0
+        self._settled: int | None = None
 
     def _only(self, position: int) -> int | None:
         only = position % self._period + position // 10 % 3 * self._period
@@ -59,11 +62,23 @@ class ModuloGrammar:
                 bits[token_id >> 3] |= 1 << (token_id & 7)
         return bytes(bits)
 
-    def accept(self, token_id: int) -> None:
+    def _expected(self) -> Sequence[int]:
         only = self._only(self._position)
-        expected = [only] if only is not None else range(self._position % self._period, self._vocab_size, self._period)
-        assert token_id in expected, "a masked token was generated"
+        return [only] if only is not None else range(self._position % self._period, self._vocab_size, self._period)
+
+    def settle(self, likeliest: int) -> int:
+        """Half of the time as good as a mask."""
+        assert self._settled is None, "one place was settled twice"
+        expected = self._expected()
+        if self._position % 2 and (likeliest in expected or len(expected) == 1):
+            self._settled = likeliest if likeliest in expected else expected[0]
+        return -1 if self._settled is None else self._settled
+
+    def accept(self, token_id: int) -> None:
+        assert self._settled in (None, token_id), "another token was generated than the one that was settled"
+        assert token_id in self._expected(), "a masked token was generated"
         self._position += 1
+        self._settled = None
 
     def terminated(self) -> bool:
         return self._position >= self._length
@@ -194,8 +209,41 @@ def random_requests(rng: random.Random, count: int, vocab_size: int, max_len: in
     return requests
 
 
-def random_run(seed: int) -> None:
-    """Runs one random configuration over random requests and asserts everything that must always hold."""
+class Starved:
+    """An executor that runs out of memory now and then, in steps that can be made smaller.
+
+    Args:
+        least_tokens: steps of one request and no more tokens than these always fit.
+    """
+
+    def __init__(self, executor: SimExecutor, rng: random.Random, rate: float, least_tokens: int) -> None:
+        self._executor, self._rng, self._rate, self._least_tokens = executor, rng, rate, least_tokens
+        self.num_failures = 0
+
+    def forward(self, plan: StepPlan) -> None:
+        self._fail(plan)
+        self._executor.forward(plan)
+        self._fail(plan)
+
+    def sample(self, plan: StepPlan, masks: Masks) -> SimResult:
+        self._fail(plan)
+        return self._executor.sample(plan, masks)
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _fail(self, plan: StepPlan) -> None:
+        if (len(plan.rows) > 1 or plan.num_tokens > self._least_tokens) and self._rng.random() < self._rate:
+            self.num_failures += 1
+            raise OutOfMemoryError("Too little memory for the budget's line 'activations'.")
+
+
+def random_run(seed: int, starvation: float = 0.0) -> int:
+    """Runs one random configuration over random requests and asserts everything that must always hold.
+
+    Returns:
+        how often memory did not suffice; with ``starvation`` that often per chance.
+    """
     rng = random.Random(seed)
     page_size = rng.choice([1, 2, 4, 16])
     max_len = rng.choice([24, 64, 96])
@@ -228,10 +276,9 @@ def random_run(seed: int) -> None:
             messages[start + rng.randint(0, 15)].append(Abort(request.rid))
     script = Script(messages)
     executor = SimExecutor(model, page_size, config.max_draft)
+    starved = Starved(executor, random.Random(seed), starvation, page_size if split_prompts else max_len)
     scheduler = Scheduler(config, ModuloGrammars(model.vocab_size))
-    loop = EngineLoop(
-        scheduler, executor, script, script, overlap=rng.randint(0, 1), clock=lambda: executor.clock.now_s
-    )
+    loop = EngineLoop(scheduler, starved, script, script, overlap=rng.randint(0, 1), clock=lambda: executor.clock.now_s)
     run_to_end(loop, script)
     for request in requests:
         tokens, finish = alone(model, request)
@@ -243,6 +290,7 @@ def random_run(seed: int) -> None:
             assert (script.tokens[request.rid], got) == (tokens, finish), f"seed {seed}, request {request.rid}"
     assert scheduler.num_used_pages == 0
     assert scheduler.flush_cache() and scheduler.cache.num_free == config.num_pages
+    return starved.num_failures
 
 
 def run_to_end(loop: EngineLoop, script: Script, max_steps: int = 20_000) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from sgl.engine.base.types import Request, SamplingParams
+from sgl.engine.base.types import KnownMasks, Request, SamplingParams
+from sgl.engine.core.grammar import NoGrammars
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from sgl.engine.core.sim import SimExecutor, SimModel
-from sgl.engine.loop import NoGrammars
 
 
 def computed(seed: int) -> tuple[Counter[str], int, int]:
@@ -26,7 +26,7 @@ def computed(seed: int) -> tuple[Counter[str], int, int]:
         plan = scheduler.schedule(0.0)
         counts.update({row.rid: row.num_tokens for row in plan.rows})
         executor.forward(plan)
-        scheduler.update(executor.sample(plan, {}).wait())
+        scheduler.update(executor.sample(plan, KnownMasks()).wait())
     return counts, length, page_size
 
 

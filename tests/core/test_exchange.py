@@ -12,9 +12,10 @@ import pytest
 
 from sgl.engine.base.errors import ModelError
 from sgl.engine.base.types import Add, Call, FinishReason, Inbound, Outbound, Reply, Request, SamplingParams
+from sgl.engine.core.grammar import NoGrammars
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from sgl.engine.core.sim import SimExecutor, SimModel
-from sgl.engine.loop import EngineLoop, NoGrammars
+from sgl.engine.loop import EngineLoop
 from sgl.engine.runtime.weights import Source, Update
 from tests.core.simulation import Script, alone, random_requests, run_to_end
 

@@ -33,9 +33,10 @@ def step(scheduler: Scheduler) -> tuple[list[str], list[Output]]:
     if not plan.rows:
         return [], outputs
     masks = scheduler.masks()
+    filled = dict(zip(masks.rows, masks.read(list(masks.rows)), strict=True))
     results = []
     for index, row in enumerate(plan.rows):
-        bits = int.from_bytes(masks.get(index, b"\x01"), "little")
+        bits = int.from_bytes(filled.get(index, b"\x01"), "little")
         first = (bits & -bits).bit_length() - 1
         results.append(RowOutput(token_ids=[first] if row.kind == "token" else []))
     outputs += scheduler.update(results)

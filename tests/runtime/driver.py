@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sgl.engine.base.types import Executor, PageRun, Row, RowInit, RowOutput, StepPlan, StepResult, TokenLogprob
+from sgl.engine.base.types import (
+    Executor,
+    KnownMasks,
+    PageRun,
+    Row,
+    RowInit,
+    RowOutput,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+)
 from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.slots import SlotTable
 
@@ -90,7 +100,7 @@ class Driver:
             while len(pending) > (self.overlap - 1 if rows else 0) and pending:
                 self._collect(*pending.popleft())
             if rows:
-                pending.append((plan, planned, self.executor.sample(plan, {})))
+                pending.append((plan, planned, self.executor.sample(plan, KnownMasks())))
                 while len(pending) > self.overlap:
                     self._collect(*pending.popleft())
         return jobs

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sgl.engine.base.device import open_device
-from sgl.engine.base.types import PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
+from sgl.engine.base.types import KnownMasks, PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
 from sgl.engine.runtime.executor import TorchExecutor
 from sgl.engine.runtime.kv import kv_bytes_per_page
 from tests.runtime.driver import Driver, OracleDrafter
-from tests.runtime.tiny import MAX_LEN, VOCAB_SIZE, TinyModel
+from tests.runtime.tiny import MAX_LEN, VOCAB_SIZE, NoBackend, TinyModel
 
 PAGE, NUM_PAGES, NUM_SLOTS, MAX_NEW = 4, 96, 4, 12
 GREEDY = SamplingParams(temperature=0.0)
@@ -28,7 +28,7 @@ SETTINGS = [
 def make_executor(model: TinyModel, **options: Any) -> TorchExecutor:
     return TorchExecutor(
         model,
-        None,  # type: ignore[arg-type]  # the tiny model attends by itself
+        NoBackend(),  # type: ignore[arg-type]
         open_device("cpu"),
         num_slots=NUM_SLOTS,
         max_len=MAX_LEN,
@@ -155,7 +155,7 @@ def test_rows_share_pages_that_one_of_them_writes_in_the_same_step() -> None:
     second = Row(rid="b", slot=0, num_tokens=2, kind="token", init=init, computed=8, new_pages=PageRun(0, (9, 4, 1)))
     plan = StepPlan(0, (second, first))
     executor.forward(plan)
-    outputs = executor.sample(plan, {}).wait()
+    outputs = executor.sample(plan, KnownMasks()).wait()
     assert outputs[0].token_ids == outputs[1].token_ids == model.greedy(prompt, 1)[10:]
 
 
@@ -176,7 +176,7 @@ def test_masks_belong_to_rows_of_the_plan() -> None:
     ]
     plan = StepPlan(0, tuple(rows))
     executor.forward(plan)
-    outputs = executor.sample(plan, {1: bytes([0, 0b100, 0, 0, 0, 0, 0, 0])}).wait()
+    outputs = executor.sample(plan, KnownMasks({1: bytes([0, 0b100, 0, 0, 0, 0, 0, 0])})).wait()
     assert [output.token_ids for output in outputs] == [[], [10]]
 
 
@@ -210,7 +210,7 @@ def test_a_mask_that_allows_nothing_is_an_error_of_its_row() -> None:
     )
     plan = StepPlan(0, (row,))
     executor.forward(plan)
-    (output,) = executor.sample(plan, {0: bytes(8)}).wait()
+    (output,) = executor.sample(plan, KnownMasks({0: bytes(8)})).wait()
     assert "no token" in str(output.error)
 
 
@@ -242,7 +242,7 @@ def test_plans_survive_a_round_trip_through_msgpack() -> None:
     ):
         executor = make_executor(model)
         executor.forward(plan)
-        results.append(executor.sample(plan, {}).wait())
+        results.append(executor.sample(plan, KnownMasks()).wait())
         executor.close()
     assert results[0] == results[1]
     assert torch.is_inference_mode_enabled() is False

@@ -1,15 +1,17 @@
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from sgl.engine.base.types import PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
+from sgl.engine.base.types import KnownMasks, PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
 from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.result import read_logprobs
-from sgl.engine.runtime.sampler import Sampler, Samples, top_k_floors, top_p_floors
+from sgl.engine.runtime.sampler import Sampler, Samples
 from sgl.engine.runtime.slots import SlotTable
+from sgl.kernels.ops.draw import top_k_floors, top_p_floors, weights
 from tests.runtime import naive
 
 VOCAB = 300
@@ -37,7 +39,9 @@ def make_draws(inits: list[RowInit], slots: list[int]) -> Draws:
 
 def sample(inits: list[RowInit], logits: torch.Tensor, slots: list[int] | None = None, masks: dict = {}) -> Samples:  # noqa: B006
     slots = list(range(len(inits))) if slots is None else slots
-    return Sampler(make_table(inits, logits.shape[1])).sample(logits.clone(), make_draws(inits, slots), masks)
+    return Sampler(make_table(inits, logits.shape[1])).sample(
+        logits.clone(), make_draws(inits, slots), KnownMasks(masks)
+    )
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -76,7 +80,7 @@ def test_adjusted_logits_and_distributions_equal_the_naive_ones(seed: int) -> No
     masks = {row: random_mask(rng) for row in range(0, 24, 3)}
     table, draws = make_table(inits), make_draws(inits, list(range(24)))
     adjusted = logits.clone()
-    samples = Sampler(table).sample(adjusted, draws, masks)
+    samples = Sampler(table).sample(adjusted, draws, KnownMasks(masks))
     for row, init in enumerate(inits):
         init = RowInit(
             token_ids=init.token_ids, num_prompt=init.num_prompt, params=init.params, wants=init.wants, eos_ids=(1, 2)
@@ -88,10 +92,10 @@ def test_adjusted_logits_and_distributions_equal_the_naive_ones(seed: int) -> No
             assert token_id == int(adjusted[row].argmax())
             continue
         one = draws.take([row], torch.tensor([row]))
-        weights = Sampler(table).weights(adjusted[row : row + 1], one).double()
+        shares = weights(adjusted[row : row + 1], Sampler(table).filters(one)).double()
         probs = naive.distribution(adjusted[row].double().numpy(), init.params)
-        np.testing.assert_array_equal(weights[0].numpy() > 0, probs > 1e-12)
-        np.testing.assert_allclose((weights / weights.sum())[0].numpy(), probs, atol=1e-6)
+        np.testing.assert_array_equal(shares[0].numpy() > 0, probs > 1e-12)
+        np.testing.assert_allclose((shares / shares.sum())[0].numpy(), probs, atol=1e-6)
         assert probs[token_id] > 0
 
 
@@ -116,7 +120,7 @@ def test_frequencies_follow_the_distribution(params: SamplingParams, vary: str) 
         slots, positions = torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)
     inits = [RowInit(token_ids=(7,), num_prompt=1, params=p, wants=Wants(), eos_ids=()) for p in requests]
     draws = Draws(tuple(range(count)), tuple(slots.tolist()), slots, positions)
-    samples = Sampler(make_table(inits)).sample(logits.repeat(count, 1), draws, {})
+    samples = Sampler(make_table(inits)).sample(logits.repeat(count, 1), draws, KnownMasks())
     counts = np.bincount(samples.token_ids.numpy(), minlength=VOCAB)
     assert naive.chi_square(counts, naive.distribution(logits.double().numpy(), params)) < 5
 
@@ -214,12 +218,52 @@ def test_masks_of_any_length_let_only_allowed_tokens_through(num_bytes: int) -> 
     assert sample(inits, logits, masks=dict.fromkeys(range(3), bytes(only))).token_ids.tolist() == [79] * 3
 
 
+class Grammars:
+    """Masks that may be asked about single tokens; keeps which rows had to be read."""
+
+    def __init__(self, masks: dict[int, bytes]) -> None:
+        self.rows = masks
+        self.have_read: set[int] = set()
+
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+        return [self._settle(self.rows[row], token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+
+    @staticmethod
+    def _settle(mask: bytes, likeliest: int) -> int:
+        allowed = [token_id for token_id in range(VOCAB) if mask[token_id // 8] >> token_id % 8 & 1]
+        return allowed[0] if len(allowed) == 1 else likeliest if likeliest in allowed else -1
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        self.have_read.update(rows)
+        return [self.rows[row] for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mask_is_read_only_where_the_likeliest_token_does_not_do(seed: int) -> None:
+    rng = random.Random(seed)
+    inits = [random_init(rng) for _ in range(40)]
+    logits = torch.randn(40, VOCAB, generator=torch.Generator().manual_seed(seed)) * 4
+    masks = {row: random_mask(rng) for row in range(0, 40, 2)}
+    forced = {row: rng.randrange(VOCAB) for row in (0, 4, 8, 12, 16, 20)}
+    masks |= {row: (1 << token_id).to_bytes(VOCAB // 8 + 1, "little") for row, token_id in forced.items()}
+    sampler, draws = Sampler(make_table(inits)), make_draws(inits, list(range(40)))
+    adjusted, grammars = logits.clone(), Grammars(masks)
+    plain = sampler.sample(adjusted, draws, KnownMasks(masks))
+    asked = sampler.sample(logits.clone(), draws, grammars)
+    assert asked.token_ids.equal(plain.token_ids)
+    random_rows = {row for row, init in enumerate(inits) if init.params.temperature > 0 and init.params.top_k != 1}
+    unmasked = sampler.sample(logits.clone(), draws, KnownMasks()).token_ids
+    refused = {row for row in masks if unmasked[row] != plain.token_ids[row]}
+    assert grammars.have_read == ((random_rows & set(masks)) | (refused - random_rows)) - set(forced)
+    assert grammars.have_read < set(masks)
+
+
 @pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
 def test_the_outermost_numbers_draw_the_outermost_allowed_tokens(
     number: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sgl.engine.runtime.sampler.uniform", lambda streams, counters: torch.full((1,), number, dtype=torch.float64)
+        "sgl.kernels.ops.draw.uniform", lambda streams, counters: torch.full((1,), number, dtype=torch.float64)
     )
     allowed = bytearray(-(-VOCAB // 8))
     for token_id in (30, 40, 200):

@@ -150,7 +150,6 @@ def test_random_plans(seed: int) -> None:
     rng = naive.rng
     for _ in range(60):
         plan = naive.plan()
-        table.apply(plan)
         step = builder.build(plan)
         check_batch(naive, step)
         check_prompt_spans(naive, step)
@@ -216,7 +215,6 @@ def test_rows_that_come_again_are_not_laid_out_again() -> None:
 
     def step(*rows: Row) -> Step:
         plan = StepPlan(0, tuple(rows))
-        table.apply(plan)
         built = builder.build(plan)
         table.advance(plan, built.batch.slots, built.batch.seq_lens.long())
         return built

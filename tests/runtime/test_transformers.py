@@ -71,7 +71,7 @@ def make_driver(path: Path, reference: Reference, max_draft: int = 0, **settings
     kernels = bind("cpu", detect_isa(), torch.float32)
     executor = TorchExecutor(
         load_model(path, read_config(path, {}), dtype=torch.float32, device=device, kernels=kernels),
-        TorchNativeBackend(kernels),
+        TorchNativeBackend(device, kernels),
         device,
         num_slots=4,
         max_len=64,

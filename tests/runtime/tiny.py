@@ -13,6 +13,12 @@ from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 VOCAB_SIZE, HIDDEN, MAX_LEN = 61, 16, 256
 
 
+class NoBackend:
+    """The tiny model attends by itself."""
+
+    native_pages = plans_on_host = False
+
+
 class TinyModel:
     vocab_size = VOCAB_SIZE
     pooling = None
