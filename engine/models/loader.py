@@ -7,13 +7,14 @@ its weights as soon as it has them all. So the peak is the packed model plus one
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +22,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgl.engine.base import hub
+from sgl.engine.base import gguf_folder, hub
 from sgl.engine.base.arena import Arena
 from sgl.engine.base.device import Device
-from sgl.engine.base.errors import ModelError
+from sgl.engine.base.errors import ConfigError, ModelError
+from sgl.engine.models import gguf
 from sgl.engine.models.family import HfConfig
+from sgl.engine.models.packed import Found, Stored, StoredParts, find
 from sgl.engine.models.pooling import Kind, dense_folders, pooled
 from sgl.engine.models.registry import family_of
+from sgl.engine.models.streaming import streamed
 from sgl.engine.nn.decoder import Model
 from sgl.engine.nn.spec import ModelSpec, WeightNames
 from sgl.engine.nn.weights import Build, Leaf, WeightSlot
 from sgl.kernels.cpu import native
 from sgl.kernels.registry import Kernels
-from sgl.quant.config import online
+from sgl.quant.config import rounding
+from sgl.quant.methods import read_layout
+from sgl.quant.repack import Repacks
+from sgl.quant.scheme import Encoded
+from sgl.quant.stored import Layout
+
+logger = logging.getLogger(__name__)
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NUM_LISTED = 10
@@ -54,12 +64,16 @@ def load_model(
     kernels: Kernels,
     load_format: str = "auto",
     quantization: str = "none",
+    torchao_config: str = "none",
+    allow_repack: bool = False,
+    exact_activations: bool = False,
     kv_dtype: torch.dtype | None = None,
     is_embedding: bool = False,
     pooling: Kind | Literal["auto"] = "auto",
     seed: int = 0,
     arena: Arena | None = None,
     like: ModelSpec | None = None,
+    is_rehearsal: bool = False,
 ) -> Model:
     """Builds the model that ``hf_config`` describes and fills it from the directory's safetensors.
 
@@ -67,26 +81,43 @@ def load_model(
         dtype: what weights are converted to and computed in.
         load_format: ``dummy`` fills the weights with noise drawn from ``seed`` and reads no file; ``auto`` and
             ``safetensors`` read.
-        quantization: what linear layers are rounded to while loading, one of `sgl.quant.config.FORMATS` or none.
+        quantization: what linear layers are rounded to while loading, one of `sgl.quant.config.ONLINE`, or none; of a
+            quantized checkpoint its own method may be named.
+        torchao_config: the same in torchao's words, one of `sgl.quant.config.TORCHAO`, or none.
+        allow_repack: whether formats without a kernel may be rounded once more, to one that has one.
+        exact_activations: whether weight-only formats are decoded where their kernel would round activations.
         arena: memory for packed weights; one is made if there is none or it is too small.
         like: what the model must be, if it takes the place of another; nothing is read if it is not.
         kv_dtype: what keys and values are quantised to, None to keep them in ``dtype``.
         is_embedding: whether a model with a head is to answer with embeddings instead.
+        is_rehearsal: one layer of each kind is enough.
         pooling: how an embedding model pools, ``auto`` as its checkpoint says.
 
     Raises:
+        ConfigError: the options contradict each other or the checkpoint.
         ModelError: the architecture is not supported, or files or tensors are missing, corrupt or of another shape.
     """
     family = family_of(hf_config)
-    stored = hf_config.get("quantization_config")
-    if stored is not None:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        raise ModelError(f"quantization_config {method!r} is not supported; supported are unquantized checkpoints.")
-    rounding = online(quantization, family.names.head)
-    build = Build(kernels, dtype, device.torch_device, family.names, rounding, kv_dtype)
+    layout = read_layout(model_dir, hf_config)
+    method = layout.method if layout else None
+    if load_format in ("gguf", "bitsandbytes") and method != load_format:
+        raise ConfigError(
+            f"--load-format {load_format}: {model_dir} is not such a checkpoint"
+            + (f" ({method})" if method else "; to round while loading, use --quantization")
+            + ".",
+            param="--load-format",
+        )
+    rounded = rounding(quantization, torchao_config, family.names.head, method)
+    build = Build(
+        kernels, dtype, device.torch_device, family.names, rounded, kv_dtype, exact_activations=exact_activations
+    )
+    build.repacks = Repacks() if allow_repack else None
     with torch.inference_mode():
         spec = pooled(family.spec(HfConfig(hf_config)), model_dir, is_embedding=is_embedding, kind=pooling)
         _check_like(spec, like)
+        if is_rehearsal:
+            layers = [layer for place, layer in enumerate(spec.layers) if layer not in spec.layers[:place]]
+            spec = replace(spec, layers=tuple(layers))
         model = Model(spec, build)
         intake = Intake(model.leaves)
         if device.kind == "cpu":
@@ -94,15 +125,27 @@ def load_model(
             arena = arena if arena is not None and len(arena) >= most else Arena(most)
             build.allocate = native.allocator(arena)
         if load_format == "dummy":
-            _fill(intake, seed)
+            _refuse_dummy(layout)
+            _fill(intake, seed, device)
         else:
             folders = dense_folders(model_dir, spec.pooling)
-            _read(model_dir, intake, family.names, folders, has_head=spec.pooling is None and not spec.tied_head)
+            has_head = spec.pooling is None and not spec.tied_head
+            _read(model_dir, intake, family.names, spec, folders, layout, has_head, device)
         model.finish()
     if arena is not None:
         arena.trim()
     device.trim()
+    if build.repacks is not None and build.repacks.done:
+        logger.warning("%s", build.repacks.summary())
     return model
+
+
+def _refuse_dummy(layout: Layout | None) -> None:
+    if layout is not None:
+        raise ModelError(
+            f"--load-format dummy makes weights in floating point, but config.json says {layout.method}; take "
+            "quantization_config out with --json-model-override-args '{\"quantization_config\": null}'."
+        )
 
 
 def _check_like(spec: ModelSpec, like: ModelSpec | None) -> None:
@@ -140,7 +183,7 @@ class Intake:
         """The tensors wanted, each with one of the slots that want it."""
         return {name: entries[0][0] for name, entries in self._wanted.items()}
 
-    def put(self, name: str, tensor: Tensor) -> None:
+    def put(self, name: str, tensor: Tensor | Encoded) -> None:
         for slot, leaf in self._wanted[name]:
             slot.write(tensor)
             self._missing[id(leaf)] -= 1
@@ -153,9 +196,9 @@ class Intake:
             leaf.finalize()
 
 
-def _fill(intake: Intake, seed: int) -> None:
+def _fill(intake: Intake, seed: int, device: Device) -> None:
     """Noise that keeps activations near one: matrices of variance 1 / inputs, vectors near zero or one."""
-    noise = torch.randn(_NOISE_SIZE, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(_NOISE_SIZE, generator=torch.Generator().manual_seed(seed)).to(device.torch_device)
     for name, slot in intake.slots.items():
         if len(slot.shape) == 1:
             scale, mean = 0.02, 0.0 if name.endswith("bias") else 1.0
@@ -167,18 +210,18 @@ def _fill(intake: Intake, seed: int) -> None:
     intake.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a file, by its header."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _read(model_dir: Path, intake: Intake, names: WeightNames, folders: Sequence[str], has_head: bool) -> None:
-    stored = _stored(model_dir, names)
+def _read(
+    model_dir: Path,
+    intake: Intake,
+    names: WeightNames,
+    spec: ModelSpec,
+    folders: Sequence[str],
+    layout: Layout | None,
+    has_head: bool,
+    device: Device,
+) -> None:
+    blocks = model_dir / gguf_folder.WEIGHTS
+    stored = gguf.stored(blocks, names, spec) if blocks.is_file() else _stored(model_dir, names)
     for folder in folders:
         stored |= {f"{folder}.{name}": entry for name, entry in _stored(model_dir / folder, names).items()}
     ignored = re.compile(names.ignored)
@@ -186,15 +229,70 @@ def _read(model_dir: Path, intake: Intake, names: WeightNames, folders: Sequence
     if not has_head:
         unneeded.add(f"{names.head}.weight")
     wanted = {name: slot.shape for name, slot in intake.slots.items()}
-    _check(model_dir, wanted, {name: entry for name, entry in stored.items() if name not in unneeded})
-    by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in wanted:
-        by_file[stored[name].file].append(name)
-    for file, file_names in by_file.items():
-        with _reading(file), safe_open(file, framework="pt") as tensors:
-            for name in file_names:
-                intake.put(name, tensors.get_tensor(stored[name].key))
+    found = Found()
+    if layout is not None:
+        beside = re.compile(layout.ignored)
+        unneeded |= {name for name in stored if beside.fullmatch(name)}
+        found = find(layout, wanted, stored)
+    plain = {name: shape for name, shape in wanted.items() if name not in found.weights}
+    unneeded |= found.used | set(found.empty)
+    _check(model_dir, plain, {name: entry for name, entry in stored.items() if name not in unneeded}, found.problems)
+    with Files() as files:
+        for name in found.empty:
+            if bool(files.tensor(stored[name]).any()):
+                raise ModelError(f"{name} is not part of the model, but it is not zero.")
+        in_order = sorted(wanted, key=lambda name: _place(found.weights.get(name) or stored[name]))
+        read = (
+            (
+                name,
+                files.weight(found.weights[name], wanted[name])
+                if name in found.weights
+                else files.tensor(stored[name]),
+            )
+            for name in in_order
+        )
+        for name, weight in streamed(read, device):
+            intake.put(name, weight)
     intake.close()
+
+
+def _place(stored: Stored | StoredParts) -> Path:
+    """The file of a tensor, or of the first of several."""
+    return stored.file if isinstance(stored, Stored) else next(iter(stored.parts.values())).file
+
+
+class Files:
+    """The open files of a checkpoint, one at a time but where a weight lies in several."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._open: dict[Path, Any] = {}
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    def tensor(self, stored: Stored, others: Collection[Path] = ()) -> Tensor:
+        """Reads a tensor; files but its own and ``others`` are closed."""
+        if stored.offset is not None:
+            return gguf.tensor(stored)
+        with _reading(stored.file):
+            if stored.file not in self._open:
+                if not others:
+                    self._stack.close()
+                    self._open = {}
+                self._open[stored.file] = self._stack.enter_context(safe_open(stored.file, framework="pt"))
+            tensor: Tensor = self._open[stored.file].get_tensor(stored.key)
+            return tensor
+
+    def weight(self, stored: StoredParts, shape: tuple[int, ...]) -> Encoded:
+        rows, inner = shape
+        files = {part.file for part in stored.parts.values()}
+        others = files if len(files) > 1 else ()
+        tensors = {suffix: self.tensor(part, others) for suffix, part in stored.parts.items()}
+        return Encoded(stored.module, stored.scheme, tensors, (rows, inner))
 
 
 def _stored(model_dir: Path, names: WeightNames) -> dict[str, Stored]:
@@ -211,6 +309,8 @@ def _stored(model_dir: Path, names: WeightNames) -> dict[str, Stored]:
 def weight_files(model_dir: Path) -> list[Path]:
     """The files of the checkpoint: those that the index lists, or the single one."""
     index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
+    if (model_dir / gguf_folder.WEIGHTS).is_file():
+        return [model_dir / gguf_folder.WEIGHTS]
     if not index.is_file():
         if single.is_file():
             return [single]
@@ -243,6 +343,8 @@ def read_rows(
         ModelError: there is no such tensor, its file cannot be read, or its rows are more numbers than ``most``.
     """
     for file in weight_files(model_dir):
+        if file.suffix == ".gguf":
+            raise ModelError(f"{model_dir} is a GGUF file, whose tensors are not shown by name.", param="name")
         with _reading(file), safe_open(file, framework="pt") as tensors:
             if name not in tensors.keys():  # noqa: SIM118 - not a mapping
                 continue
@@ -271,11 +373,16 @@ def _renamed(key: str, names: WeightNames) -> str:
     return key
 
 
-def _check(model_dir: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
+def _check(
+    model_dir: Path,
+    wanted: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Stored],
+    others: Mapping[str, list[str]],
+) -> None:
     """Raises one `ModelError` that lists what does not fit."""
     both = [name for name in wanted if name in stored]
-    problems = {
-        "missing": [name for name in wanted if name not in stored],
+    problems: dict[str, list[str]] = {
+        "missing": [*(name for name in wanted if name not in stored), *others.get("missing", [])],
         "not part of the model": [name for name in stored if name not in wanted],
         "of another shape than config.json asks for": [
             f"{name} ({list(stored[name].shape)} instead of {list(wanted[name])})"
@@ -285,6 +392,7 @@ def _check(model_dir: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mappi
         "of a dtype that is not supported": [
             f"{name} ({stored[name].dtype})" for name in both if stored[name].dtype not in _FLOATS
         ],
+        **{what: names for what, names in others.items() if what != "missing"},
     }
     found = [f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
     if found:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgl.engine.attn.batch import ForwardBatch
-from sgl.engine.nn.linear import format_name, prepare
+from sgl.engine.nn.linear import prepare
 from sgl.engine.nn.norm import Norm
 from sgl.engine.nn.spec import ModelSpec
 from sgl.engine.nn.weights import Build, WeightSlot
@@ -40,14 +40,15 @@ class TiedHead:
     def __init__(self, build: Build, embedding: Embedding) -> None:
         self.slots: list[WeightSlot] = []
         self.nbytes = 0
-        self.format = format_name(build, build.names.head)
+        self.format = ""
         self._build = build
         self._embedding = embedding
         self._run: LinearFn
         build.leaves.append(self)
 
     def finalize(self) -> None:
-        self._run = prepare(self._build, self._build.names.head, self._embedding.table, None, "float32")
+        prepared = prepare(self._build, self._build.names.head, self._embedding.table, None, "float32")
+        self._run, self.format = prepared.run, prepared.format
         self.nbytes = self._run.packed_bytes
 
     def __call__(self, hidden: Tensor) -> Tensor:

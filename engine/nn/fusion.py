@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sgl.engine.nn.mlp import Mlp
 from sgl.engine.nn.norm import RmsQKNorm
 from sgl.engine.nn.rope import Rope
 from sgl.engine.nn.spec import ModelSpec
@@ -27,13 +28,10 @@ def fuse(
     """The loaded ``layers`` as one call, or None where they differ from each other or from what it computes."""
     attention = spec.layers[0].attention
     shapes = [(replace(layer.attention, window=None), layer.mlp) for layer in spec.layers]
-    products = [
-        linear
-        for layer in layers
-        for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down)
-    ]
+    joined = [fused for fused in (_fused_layer(layer) for layer in layers) if fused is not None]
     if (
-        any(shape != shapes[0] for shape in shapes)
+        len(joined) < len(layers)
+        or any(shape != shapes[0] for shape in shapes)
         or spec.norms != "pre"
         or spec.norm.kind != "rms"
         or spec.norm.offset
@@ -41,12 +39,10 @@ def fuse(
         or attention.qk_norm_eps not in (None, spec.norm.eps)
         or kernels.forced & REPLACED
         or not isinstance(rotations[0], Rope)
-        or not all(isinstance(product.state, NativeLinear) for product in products)
-        or not all(layer.mlp.up.state.form == "gated" for layer in layers)
     ):
         return None
     return FusedDecoder(
-        [_fused_layer(layer) for layer in layers],
+        joined,
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
         head_dim=attention.head_dim,
@@ -58,8 +54,16 @@ def fuse(
     )
 
 
-def _fused_layer(layer: Layer) -> FusedLayer:
-    attention, q_norm, k_norm = layer.attention, None, None
+def _fused_layer(layer: Layer) -> FusedLayer | None:
+    """None where a product is not the native one, or not followed by its gate."""
+    attention, mlp, q_norm, k_norm = layer.attention, layer.mlp, None, None
+    if not isinstance(mlp, Mlp):
+        return None
+    qkv, out, up, down = attention.qkv.state, attention.out.state, mlp.up.state, mlp.down.state
+    if not (isinstance(qkv, NativeLinear) and isinstance(out, NativeLinear) and isinstance(down, NativeLinear)):
+        return None
+    if not isinstance(up, NativeLinear) or up.form != "gated":
+        return None
     if isinstance(attention.qk_norm, RmsQKNorm):
         q_norm, k_norm = attention.qk_norm.weight[0], attention.qk_norm.weight[attention.spec.num_heads]
     return FusedLayer(
@@ -67,10 +71,10 @@ def _fused_layer(layer: Layer) -> FusedLayer:
         mlp_norm=layer.mlp_norm.tensors[0],
         q_norm=q_norm,
         k_norm=k_norm,
-        qkv=attention.qkv.state,
-        out=attention.out.state,
-        gate_up=layer.mlp.up.state,
-        down=layer.mlp.down.state,
+        qkv=qkv,
+        out=out,
+        gate_up=up,
+        down=down,
         window=attention.spec.window,
         sinks=attention.sinks.scores,
     )

@@ -1,30 +1,16 @@
-"""Linear layers, which know shapes and names, and schemes, which know how weights are stored and multiplied."""
+"""Linear layers, which know shapes and names; how weights are stored is known to schemes (`sgl.quant.scheme`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sgl.engine.nn.weights import Build, Parameter, WeightSlot
-from sgl.kernels.ops.linear import Form, LinearFn
-
-
-class Scheme(Protocol):
-    """A weight format. Schemes hold no weights: what one makes of a layer is in ``layer.state``."""
-
-    def slots(self, layer: Linear) -> Sequence[WeightSlot]:
-        """The tensors that a checkpoint in this format holds for the layer."""
-        ...
-
-    def finalize(self, layer: Linear) -> None:
-        """Turns the filled destinations into ``layer.state`` and says its size in ``layer.nbytes``."""
-        ...
-
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """``[T, in] -> [T, out]``."""
-        ...
+from sgl.engine.base.errors import ModelError
+from sgl.engine.nn.weights import Build, StackedWeight, WeightSlot
+from sgl.kernels.ops.linear import Float8Weight, Form, LinearFn, QuantizedWeight, Weight, dequantized, is_finite
+from sgl.kernels.registry import REFERENCE
 
 
 class Linear:
@@ -57,65 +43,74 @@ class Linear:
         self.form: Form = form
         self.transposed = transposed
         self.arrange = arrange
-        self.destinations: dict[str, Parameter] = {}
-        self.state: Any = None
+        self.state: LinearFn
         self.nbytes = 0
-        self.format = format_name(build, names[0])
-        self.scheme: Scheme = FromFloats()
-        self.slots = self.scheme.slots(self)
+        self.format = ""
+        self._weight = StackedWeight((sum(self.parts), in_features), build.dtype, build.device)
+        self._bias = build.parameter(sum(self.parts)) if bias else None
+        self.slots = self._slots()
         build.leaves.append(self)
 
     def finalize(self) -> None:
-        self.scheme.finalize(self)
+        weight, bias = self._weight.take_weight(), None if self._bias is None else self._bias.take()
+        prepared = prepare(self.build, self.names[0], weight, bias, self.form)
+        self.state, self.format = prepared.run, prepared.format
+        own = weight.nbytes if isinstance(weight, Tensor) else 0
+        self.nbytes = (prepared.run.packed_bytes or own) + (0 if bias is None else bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.scheme.apply(self, x)
+        y: Tensor = self.state(x)
+        return y
 
-
-def prepare(build: Build, path: str, weight: Tensor, bias: Tensor | None, form: Form) -> LinearFn:
-    """The function of the layer at ``path``, its weight ``[N, K]`` quantized if the model is to be."""
-    format = build.quantization.format_for(path)
-    run: LinearFn
-    if format is None:
-        run = build.kernels["linear"](weight, bias, form, build.allocate)
-    else:
-        rounded = build.kernels["weight.round"](weight, format.bits, format.group or weight.shape[1])
-        run = build.kernels["linear.quantized"](rounded, bias, form, build.allocate)
-    return run
-
-
-def format_name(build: Build, path: str) -> str:
-    """What the weights of the layer at ``path`` are computed with, such as ``bfloat16`` or ``int8``."""
-    format = build.quantization.format_for(path)
-    return str(build.dtype).removeprefix("torch.") if format is None else format.label
-
-
-class FromFloats:
-    """Weights that the checkpoint holds in floating point."""
-
-    def slots(self, layer: Linear) -> Sequence[WeightSlot]:
-        out_features = sum(layer.parts)
-        weight = layer.destinations["weight"] = layer.build.parameter(out_features, layer.in_features)
-        slots = []
-        offset = 0
-        for name, part in zip(layer.names, layer.parts, strict=True):
-            shape = (layer.in_features, part) if layer.transposed else (part, layer.in_features)
-            slots.append(WeightSlot(f"{name}.weight", shape, weight, offset, layer.transposed, layer.arrange))
+    def _slots(self) -> list[WeightSlot]:
+        slots, offset = [], 0
+        for name, part in zip(self.names, self.parts, strict=True):
+            shape = (self.in_features, part) if self.transposed else (part, self.in_features)
+            slots.append(WeightSlot(f"{name}.weight", shape, self._weight, offset, self.transposed, self.arrange))
+            if self._bias is not None:
+                slots.append(WeightSlot(f"{name}.bias", (part,), self._bias, offset, arrange=self.arrange))
             offset += part
-        if layer.bias:
-            bias = layer.destinations["bias"] = layer.build.parameter(out_features)
-            offset = 0
-            for name, part in zip(layer.names, layer.parts, strict=True):
-                slots.append(WeightSlot(f"{name}.bias", (part,), bias, offset, arrange=layer.arrange))
-                offset += part
         return slots
 
-    def finalize(self, layer: Linear) -> None:
-        tensors = {name: destination.take() for name, destination in layer.destinations.items()}
-        weight, bias = tensors["weight"], tensors.get("bias")
-        run = layer.state = prepare(layer.build, layer.names[0], weight, bias, layer.form)
-        layer.nbytes = (run.packed_bytes or weight.nbytes) + (0 if bias is None else bias.nbytes)
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        y: Tensor = layer.state(x)
-        return y
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A layer's function, and what its weights are computed with, such as ``bfloat16`` or ``int8``."""
+
+    run: LinearFn
+    format: str
+
+
+def prepare(build: Build, path: str, weight: Weight, bias: Tensor | None, form: Form) -> Prepared:
+    """The layer at ``path``: a weight in floating point is rounded first if the model is to be.
+
+    Raises:
+        ModelError: a weight that is to be rounded holds no numbers.
+    """
+    rounding = build.quantization.format_for(path)
+    if isinstance(weight, Tensor) and rounding is not None:
+        weight = rounding.round(weight, build.kernels)
+        if not is_finite(weight):
+            raise ModelError(f"{path}.weight holds NaN or infinite values; fetch the checkpoint again.")
+    op = _op_of(weight, build)
+    if op == "linear" and not isinstance(weight, Tensor) and build.repacks is not None:
+        weight = build.repacks.repack(path, weight, build.kernels)
+        op = _op_of(weight, build)
+    if op == "linear":
+        run = build.kernels[op](dequantized(weight).to(build.dtype), bias, form, build.allocate)
+        return Prepared(run, str(build.dtype).removeprefix("torch."))
+    format = f"int{weight.bits}" if isinstance(weight, QuantizedWeight) else "fp8"
+    return Prepared(build.kernels[op](weight, bias, form, build.allocate), format)
+
+
+def _op_of(weight: Weight, build: Build) -> str:
+    """What computes with a weight; ``linear`` does with every one, decoded, where nothing does with its own numbers."""
+    if isinstance(weight, Float8Weight):
+        return "linear.fp8" if build.kernels.name("linear.fp8") != REFERENCE else "linear"
+    if not isinstance(weight, QuantizedWeight):
+        return "linear"
+    if weight.weight_only and build.kernels.name("linear.weight_only") != REFERENCE:
+        return "linear.weight_only"
+    has_kernel = build.kernels.name("linear.quantized") != REFERENCE
+    may_round = not weight.weight_only or (weight.bits == 4 and has_kernel and not build.exact_activations)
+    return "linear.quantized" if may_round and weight.fits_integer_products else "linear"

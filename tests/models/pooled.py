@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sgl.engine.attn.choice import choose_backend
 from sgl.engine.base.device import detect_isa, open_device
-from sgl.engine.base.types import PoolingParams, Request, SamplingParams
+from sgl.engine.base.types import KnownMasks, PoolingParams, Request, SamplingParams
+from sgl.engine.core.grammar import NoGrammars
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
-from sgl.engine.loop import NoGrammars
 from sgl.engine.models.loader import load_model, read_config
 from sgl.engine.runtime.executor import TorchExecutor
 from sgl.kernels.registry import bind
@@ -81,7 +81,7 @@ class Pooled:
             plan = scheduler.schedule(0.0)
             if plan.rows:
                 executor.forward(plan)
-                pending.append(executor.sample(plan, {}))
+                pending.append(executor.sample(plan, KnownMasks()))
             while pending and len(pending) > (overlap if plan.rows else 0):
                 for output in scheduler.update(pending.popleft().wait()):
                     assert output.finish is not None and output.finish.kind == "length", output.finish

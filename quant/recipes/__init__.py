@@ -1,0 +1,1 @@
+"""How a checkpoint in floating point becomes a quantized one."""
