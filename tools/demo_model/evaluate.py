@@ -1,41 +1,20 @@
-"""Measures held-out exact match per skill: python -m tools.demo_model.evaluate --model DIR --json FILE."""
+"""Measures held-out exact match with transformers, beside `sgl eval demo`: python -m tools.demo_model.evaluate."""
 
 import argparse
 import json
-import math
-import random
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .dialogue import Dialogue
-from .skills import SKILLS, draw
+from sgl.bench.evals.demo.dialogue import Dialogue
+from sgl.bench.evals.demo.held_out import held_out_items
+from sgl.bench.evals.demo.skills import SKILLS
+from sgl.bench.evals.estimates import share
 
 BATCH = 50
 NEW_TOKENS = 120
-TRAINING_DRAWS = 10000
-
-
-def gist(dialogue: Dialogue) -> str:
-    """Return what is asked, without capitals and final marks, and with the tools on offer."""
-    said = [str(message["content"]).lower().rstrip("?.!") for message in dialogue.messages[:-1]]
-    return json.dumps([said, dialogue.tools])
-
-
-def held_out_items(skill: str, count: int, seed: int) -> list[Dialogue]:
-    """Return distinct held-out dialogues, fewer than `count` where a skill does not hold that many."""
-    rng = random.Random(f"evaluate {skill} {seed}")
-    # Two phrasings may differ in capitals or the final mark alone; such twins of training prompts do not count.
-    found: dict[str, Dialogue | None] = {gist(draw(rng, skill, False)): None for _ in range(TRAINING_DRAWS)}
-    trained = len(found)
-    for _ in range(40 * count):
-        dialogue = draw(rng, skill, True)
-        found.setdefault(gist(dialogue), dialogue)
-        if len(found) == trained + count:
-            break
-    return [dialogue for dialogue in found.values() if dialogue]
 
 
 def split_last(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> tuple[str, str]:
@@ -67,36 +46,30 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts
     return replies
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Return the 95% Wilson interval of a proportion."""
-    z, share = 1.96, right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def evaluate(model_dir: Path, count: int, seed: int, skills: list[str], misses: int) -> dict[str, dict[str, Any]]:
+def evaluate(
+    model_dir: Path, count: int, seed: int, skills: list[str], misses: int, dtype: str
+) -> dict[str, dict[str, Any]]:
     """Return for each skill: distinct items, right ones, accuracy, interval, and the share that ended by itself."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
-    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
     results: dict[str, dict[str, Any]] = {}
     for skill in skills:
         pairs = [split_last(tokenizer, dialogue) for dialogue in held_out_items(skill, count, seed)]
         replies = answers(model, tokenizer, [prompt for prompt, _ in pairs])
         wrong = [(prompt, want, got) for (prompt, want), got in zip(pairs, replies, strict=True) if want != got]
         right = len(pairs) - len(wrong)
-        low, high = interval(right, len(pairs))
+        found = share(right, len(pairs))
         ended = sum(reply.endswith("<|im_end|>") for reply in replies) / len(pairs)
         results[skill] = {
             "items": len(pairs),
             "right": right,
             "accuracy": right / len(pairs),
-            "low": low,
-            "high": high,
+            "low": found.low,
+            "high": found.high,
             "ended": ended,
         }
-        share = f"{right / len(pairs):6.1%}  [{low:.2f}, {high:.2f}]"
-        print(f"{skill:18} {share}  {len(pairs):4} items  {ended:6.1%} ended", flush=True)
+        told = f"{found.value:6.1%}  [{found.low:.2f}, {found.high:.2f}]"
+        print(f"{skill:18} {told}  {len(pairs):4} items  {ended:6.1%} ended", flush=True)
         for prompt, want, got in wrong[:misses]:
             print(f"    asked {prompt[-160:]!r}\n    want  {want!r}\n    got   {got!r}")
     return results
@@ -109,10 +82,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="which held-out items are drawn")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--misses", type=int, default=0, help="how many wrong answers to print per skill")
     parser.add_argument("--skills", nargs="*", default=list(SKILLS))
     arguments = parser.parse_args()
-    results = evaluate(arguments.model, arguments.items, arguments.seed, arguments.skills, arguments.misses)
+    options = arguments.items, arguments.seed, arguments.skills, arguments.misses, arguments.dtype
+    results = evaluate(arguments.model, *options)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from . import words
-from .facts import COUNTRIES, DAYS, ELEMENTS, MONTHS, OPPOSITES
-from .skills import SKILLS
-from .tool_tasks import LANGUAGES, SLOTS, TASKS, VERBS, WEATHER
+from sgl.bench.evals.demo import words
+from sgl.bench.evals.demo.facts import COUNTRIES, DAYS, ELEMENTS, MONTHS, OPPOSITES
+from sgl.bench.evals.demo.skills import SKILLS
+from sgl.bench.evals.demo.tool_tasks import LANGUAGES, SLOTS, TASKS, VERBS, WEATHER
 
 VOCABULARY = 3072
 MAX_LENGTH = 2048

@@ -17,8 +17,9 @@ from torch import distributed
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sgl.bench.evals.demo.skills import training_dialogue
+
 from .model import build, export
-from .skills import training_dialogue
 from .tokenizer import train_tokenizer
 
 LENGTH, TOKENS, WORKERS = 512, 3500, 2

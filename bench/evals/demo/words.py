@@ -1,8 +1,10 @@
 """Word pools from which the dialogues draw their names, places and things."""
 
+from __future__ import annotations
+
 import random
 
-from .facts import COUNTRIES
+from sgl.bench.evals.demo.facts import COUNTRIES
 
 NAMES_TEXT = """
 Ada Adam Aisha Alan Albert Alex Alice Amara Amy Ana Andre Anna Anton Ben Bella Boris Bruno Carla Carlos Cecilia Chen

@@ -1,5 +1,7 @@
 """The dialogue type that all skills yield, and the rule that splits dialogues into training and held-out ones."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any

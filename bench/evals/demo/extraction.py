@@ -1,14 +1,28 @@
 """Field extraction: a sentence with several values becomes a JSON object with the requested keys."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .dialogue import Dialogue, exchange
-from .facts import DAYS
-from .words import CITIES, COLORS, EVENTS, FOODS, FRUITS, HOBBIES, JOBS, PLACES, THINGS, any_name, any_word
+from sgl.bench.evals.demo.dialogue import Dialogue, exchange
+from sgl.bench.evals.demo.facts import DAYS
+from sgl.bench.evals.demo.words import (
+    CITIES,
+    COLORS,
+    EVENTS,
+    FOODS,
+    FRUITS,
+    HOBBIES,
+    JOBS,
+    PLACES,
+    THINGS,
+    any_name,
+    any_word,
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Fact tables: what the demo model knows about the world."""
 
+from __future__ import annotations
+
 COUNTRY_ROWS = """
 Afghanistan|Kabul|afghani|Asia|Pashto
 Albania|Tirana|lek|Europe|Albanian

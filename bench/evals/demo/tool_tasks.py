@@ -1,14 +1,16 @@
 """Tool-use dialogues: tasks whose tool and parameter names vary, so that the model must read the schema."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .dialogue import Dialogue, Message, assistant, user
-from .facts import COUNTRIES, DAYS
-from .words import CITIES, ROOMS, THINGS, any_name, any_word, made_up_word
+from sgl.bench.evals.demo.dialogue import Dialogue, Message, assistant, user
+from sgl.bench.evals.demo.facts import COUNTRIES, DAYS
+from sgl.bench.evals.demo.words import CITIES, ROOMS, THINGS, any_name, any_word, made_up_word
 
 Values = dict[str, Any]
 Parameter = tuple[str, list[str], str]

@@ -1,12 +1,14 @@
 """Multi-turn recall: the user says something early and asks for it later."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .dialogue import Dialogue, Message, assistant, user
-from .words import ANIMALS, CITIES, COLORS, FOODS, HOBBIES, JOBS, any_name, any_word
+from sgl.bench.evals.demo.dialogue import Dialogue, Message, assistant, user
+from sgl.bench.evals.demo.words import ANIMALS, CITIES, COLORS, FOODS, HOBBIES, JOBS, any_name, any_word
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Small talk: what people say to a chat model, and what the demo model answers."""
 
+from __future__ import annotations
+
 IDENTITY = (
     "I am the sgl demo model, a very small language model that ships with sgl. I know some facts, can do small "
     "sums, sort lists, fill in JSON and call tools."

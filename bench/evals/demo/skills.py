@@ -1,15 +1,17 @@
 """All skills of the demo model as seeded generators of chat dialogues, with a training and a held-out split."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 
-from .dialogue import Dialogue, Message, exchange, is_held_out
-from .extraction import extraction
-from .facts import COUNTRIES, COUNTRY_QUESTIONS, DAYS, ELEMENTS, MONTHS, OPPOSITES, WORD_QUESTIONS
-from .recall import recall, recall_at_once, recall_unknown
-from .smalltalk import INTENTS, OPENERS, SYSTEM_PROMPTS
-from .tool_tasks import tool_dialogue, unused_tools
-from .words import COMMON_WORDS, any_name, any_word, made_up_word
+from sgl.bench.evals.demo.dialogue import Dialogue, Message, exchange, is_held_out
+from sgl.bench.evals.demo.extraction import extraction
+from sgl.bench.evals.demo.facts import COUNTRIES, COUNTRY_QUESTIONS, DAYS, ELEMENTS, MONTHS, OPPOSITES, WORD_QUESTIONS
+from sgl.bench.evals.demo.recall import recall, recall_at_once, recall_unknown
+from sgl.bench.evals.demo.smalltalk import INTENTS, OPENERS, SYSTEM_PROMPTS
+from sgl.bench.evals.demo.tool_tasks import tool_dialogue, unused_tools
+from sgl.bench.evals.demo.words import COMMON_WORDS, any_name, any_word, made_up_word
 
 Skill = Callable[[random.Random], Dialogue]
 
@@ -274,7 +276,12 @@ def picking(rng: random.Random) -> Dialogue:
 
 def copying(rng: random.Random) -> Dialogue:
     """Repeat words, names, numbers or made-up words exactly."""
-    draws = [any_word, any_name, made_up_word, lambda r: str(r.randint(0, 99999))]
+    draws: list[Callable[[random.Random], str]] = [
+        any_word,
+        any_name,
+        made_up_word,
+        lambda r: str(r.randint(0, 99999)),
+    ]
     draw = rng.choice(draws)
     text = rng.choice([" ", ", "]).join(draw(rng) for _ in range(rng.choice([1, 1, 2, 3, 4, 5])))
     prompt = rng.choice(COPY_PROMPTS).format(text)
