@@ -36,6 +36,7 @@ svg.wide { min-width: 640px; max-width: 960px }
 .grid { stroke: var(--rule) } .axis { stroke: var(--soft) } .tick, .name { fill: var(--soft) }
 .label { fill: var(--ink) } .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round }
 .mark { fill: var(--c); stroke: var(--panel); stroke-width: 2 } .bar { fill: var(--c) }
+.within { fill: #fff; pointer-events: none }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; color: var(--soft); font-size: 12px }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; background: var(--c); margin-right: 6px }
 CLASSES
@@ -54,10 +55,14 @@ def page(results: Sequence[Result], title: str = "Benchmark report") -> str:
         _against_rate(results),
         _origin(results),
     ]
-    head = f"<h1>{escape(title)}</h1>{_facts(results)}"
+    return document(title, _facts(results) + "\n".join(filter(None, sections)))
+
+
+def document(title: str, body: str) -> str:
+    """A page of that title: its style is in it, and it asks nobody for anything."""
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     style = f"<title>{escape(title)}</title><style>{_style()}</style>"
-    body = "\n".join(filter(None, sections))
+    head = f"<h1>{escape(title)}</h1>"
     return f'<!doctype html>\n<html lang="en"><head>{meta}{style}</head><body>{head}{body}</body></html>\n'
 
 

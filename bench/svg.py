@@ -132,6 +132,41 @@ def bars(rows: Sequence[Bar], title: str) -> str:
     return _frame(height, title, body, left + width + 230)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A part of time in a row of a timeline, and what is said when the pointer is on it."""
+
+    row: int
+    begin: float
+    end: float
+    label: str
+    said: str
+    colour: int = 0
+
+
+def timeline(rows: Sequence[str], stretches: Sequence[Stretch], axis: Axis, title: str) -> str:
+    """Stretches of time below each other; their labels stand in them where there is room."""
+    row, left, width = 24, 150 if any(rows) else 8, 660 if any(rows) else 802
+    floor = row * len(rows) + 4
+    body = []
+    for value in axis.ticks():
+        at = left + width * axis.place(value)
+        body.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{floor}"/>')
+        body.append(f'<text class="tick" x="{at:.1f}" y="{floor + 15}" text-anchor="middle">{number(value)}</text>')
+    middle = left + width / 2
+    body.append(f'<text class="name" x="{middle}" y="{floor + 31}" text-anchor="middle">{escape(axis.label)}</text>')
+    for i, label in enumerate(rows):
+        body.append(f'<text class="label" x="{left - 8}" y="{i * row + 17}" text-anchor="end">{escape(label)}</text>')
+    for one in stretches:
+        begin, end = left + width * axis.place(one.begin), left + width * axis.place(one.end)
+        place = f'x="{begin:.1f}" y="{one.row * row + 3}" width="{max(end - begin, 0.75):.1f}" height="{row - 4}"'
+        tip = f"<title>{escape(one.said)}</title>"
+        body.append(f'<rect class="bar s{one.colour}" {place} rx="2">{tip}</rect>')
+        if end - begin > 7 * len(one.label):
+            body.append(f'<text class="within" x="{begin + 4:.1f}" y="{one.row * row + 17}">{escape(one.label)}</text>')
+    return _frame(floor + 38, title, body, left + width + 20)
+
+
 def _x(axis: Axis, value: float) -> float:
     return _LEFT + axis.place(value) * (_WIDTH - _LEFT - _RIGHT)
 

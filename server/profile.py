@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from sgl.server.body import convert, read_object
+from sgl.server.errors import JsonResponse
 from sgl.server.state import state_of
 
 
@@ -37,6 +38,11 @@ async def start(request: Request) -> Response:
     options = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not None}
     await state_of(request).engine.call("start_profile", **options)
     return PlainTextResponse("Start profiling.\n")
+
+
+async def status(request: Request) -> Response:
+    """Whether a profile is being recorded, how far it is, and where the last trace was written."""
+    return JsonResponse(await state_of(request).engine.call("profile_status"))
 
 
 async def stop(request: Request) -> Response:

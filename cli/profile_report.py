@@ -1,0 +1,163 @@
+"""``sgl profile report TRACE``: what a trace of torch's profiler or of nsys says, as tables or as one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgl.cli import console
+from sgl.cli.options import command_of
+from sgl.engine.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl.profiles.analysis import Analysis
+    from sgl.profiles.tables import Table
+    from sgl.profiles.trace import Trace
+    from sgl.profiles.work import Ceilings
+
+TRACE = typer.Argument(help="A trace (.trace.json.gz) or nsys's SQLite export.", metavar="TRACE")
+PAGE = typer.Option("--output", "-o", help="Write one HTML page instead of tables.", metavar="PAGE")
+MACHINE = typer.Option(
+    "--machine",
+    help="Ceilings of the machine it was recorded on: the JSON of `sgl bench machine --json`, or none; by default they "
+    "are measured if that is this machine.",
+    metavar="FILE",
+)
+
+
+def report(
+    trace: Annotated[str, TRACE],
+    output: Annotated[str, PAGE] = "",
+    machine: Annotated[str, MACHINE] = "",
+    title: Annotated[str, typer.Option("--title", help="Of the page.", metavar="TEXT")] = "Profile",
+) -> None:
+    """Show where the time of recorded steps went: phases, layers, kernels against the machine's ceilings, host code."""
+    found = analysed(Path(trace), machine)
+    if not output:
+        print_analysis(found)
+        return
+    from sgl.profiles.page import page
+
+    write_page(output, page(found, title))
+
+
+command = command_of(report)
+
+
+def analysed(path: Path, machine: str) -> Analysis:
+    """
+    Raises:
+        SglError: it cannot be read, or has no steps.
+        ConfigError: ``machine`` cannot be used.
+    """
+    from sgl.profiles.analysis import analyse
+    from sgl.profiles.trace import read
+
+    with console.err().status(f"reading {path.name}"):
+        trace = read(path)
+    return analyse(trace, _ceilings(trace, machine))
+
+
+def _ceilings(trace: Trace, machine: str) -> Ceilings:
+    from sgl.profiles.work import Ceilings
+
+    device = "gpu" if any(event.kind == "device" for event in trace.events) else "cpu"
+    if machine == "none":
+        return Ceilings()
+    if machine:
+        try:
+            figures = json.loads(Path(machine).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--machine {machine} cannot be read as JSON: {error}.", param="--machine") from None
+        if not isinstance(figures, dict):
+            raise ConfigError(f"--machine {machine} is not the JSON of `sgl bench machine`.", param="--machine")
+        return Ceilings.of(figures, device)
+    return Ceilings.of(_measured(trace.facts.get("machine")), device)
+
+
+def _measured(recorded_on: object) -> Mapping[str, Any]:
+    """The figures of this machine, if the trace was recorded on it."""
+    from sgl.bench import machine, provenance
+
+    if not isinstance(recorded_on, dict) or recorded_on.get("fingerprint") != provenance.describe()["fingerprint"]:
+        return {}
+    from sgl.cli.bench_machine import own_kernels, this_gpu
+
+    with console.err().status("measuring the machine's ceilings") as status:
+        found = machine.measure(
+            own_kernels(), gpu=this_gpu(), note=lambda what: status.update(f"measuring the machine: {what}")
+        )
+    if found.disturbed:
+        console.err().print("Other programs used the cores meanwhile: the ceilings are too low.", soft_wrap=True)
+    return found.figures
+
+
+def print_analysis(found: Analysis) -> None:
+    """All tables, then the opportunities."""
+    from sgl.profiles.tables import facts, tables
+
+    screen = console.out()
+    screen.print(facts(found), markup=False)
+    print_tables(tables(found))
+    _print_opportunities(found)
+    for note in found.notes:
+        console.err().print(note, soft_wrap=True, markup=False)
+
+
+def print_summary(path: Path) -> None:
+    """What a trace that was just recorded says in short, without knowing the machine."""
+    from sgl.profiles.tables import facts, tables
+
+    found = analysed(path, "none")
+    console.out().print(facts(found), markup=False)
+    print_tables(tables(found)[:1])
+    typer.echo(str(path))
+    told = f"All of it: sgl profile report {path}; as a timeline: https://ui.perfetto.dev"
+    console.err().print(told, soft_wrap=True, markup=False)
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """One below the other."""
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    for table in tables:
+        shown = Shown(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for i, name in enumerate(table.columns):
+            if i:
+                shown.add_column(name, header_style="dim", justify="right", no_wrap=name != "bound by")
+            else:
+                shown.add_column(name, min_width=16, overflow="ellipsis", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(Text(console.printable(cell)) for cell in row))
+        console.out().print()
+        console.out().print(shown, soft_wrap=False)
+        if table.note:
+            console.out().print(Text(table.note, style="dim"), soft_wrap=True)
+
+
+def _print_opportunities(found: Analysis) -> None:
+    from rich.text import Text
+
+    from sgl.profiles.advice import opportunities
+
+    screen = console.out()
+    screen.print("\nLargest opportunities", style="bold")
+    for number, one in enumerate(opportunities(found), start=1):
+        screen.print(Text(f"{number}. {console.printable(one.text)}"), soft_wrap=True)
+
+
+def write_page(output: str, content: str) -> None:
+    """
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        Path(output).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}.", param="--output") from None
+    console.err().print(f"The page is {console.printable(output)}", soft_wrap=True, markup=False)
