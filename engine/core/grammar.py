@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from sgl.engine.base.errors import SglError
@@ -11,6 +12,12 @@ from sgl.engine.base.types import Grammar
 
 class GrammarState(Protocol):
     """Progress of one request through its grammar."""
+
+    def settle(self, likeliest: int, /) -> int:
+        """The token that comes next, as far as that can be told without a mask (see `Masks`); -1 if it cannot.
+
+        Advances over it; the `accept` that follows is about the same token and does nothing.
+        """
 
     def accept(self, token_id: int, /) -> object:
         """Advances over a generated token."""
@@ -44,3 +51,74 @@ class GrammarCompiler(Protocol):
 
     def close(self) -> None:
         """Ends what runs beside the loop."""
+
+
+class StepMasks:
+    """The `Masks` of one step, each filled when it is read.
+
+    Args:
+        states: by row.
+        fail: told of a row whose mask there is none of; the row may then sample anything or nothing.
+
+    Attributes:
+        filled: what has been read.
+        forced: by row, tokens that came without a mask though they were not the likeliest.
+    """
+
+    def __init__(
+        self, states: Mapping[int, GrammarState], compiler: GrammarCompiler, fail: Callable[[int, SglError], None]
+    ) -> None:
+        self._states, self._compiler, self._fail = states, compiler, fail
+        self.filled: dict[int, bytes] = {}
+        self.forced: dict[int, int] = {}
+        self._settled: list[tuple[int, int]] = []
+
+    @property
+    def rows(self) -> Collection[int]:
+        return self._states
+
+    @property
+    def advanced(self) -> Collection[int]:
+        """The rows whose grammar is a token ahead of what has been reported."""
+        return [row for row, token_id in self._settled if token_id >= 0]
+
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+        states = self._states
+        settled = [states[row].settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+        self._settled += zip(rows, settled, strict=True)
+        for row, told, token_id in zip(rows, likeliest, settled, strict=True):
+            if token_id not in (told, -1):
+                self.forced[row] = token_id
+        return settled
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        for row, mask in zip(rows, self._compiler.masks([self._states[row] for row in rows]), strict=True):
+            if isinstance(mask, SglError):
+                self._fail(row, mask)
+            else:
+                self.filled[row] = mask
+        return [self.filled.get(row, b"") for row in rows]
+
+
+class NoGrammars:
+    """Refuses every grammar: the engine has no vocabulary or no backend for them."""
+
+    def __init__(self, reason: str = "") -> None:
+        self._reason = reason
+
+    def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> GrammarTicket:
+        return _Refusal(SglError(self._reason, param=grammar.kind))
+
+    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
+        raise AssertionError("no request has a grammar")
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    error: SglError
+
+    def poll(self) -> GrammarState | None:
+        raise self.error

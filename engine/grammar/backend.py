@@ -34,11 +34,20 @@ class Options:
 class Matcher(Protocol):
     """Progress of one output. After an error every method but `error` may say anything."""
 
+    def settle(self, likeliest: int, /) -> int:
+        """Advances over the likeliest token (-1: none) if the mask allows it, or over the only one that it allows.
+
+        Returns the token; -1, and nothing has changed, where that would take a mask.
+        """
+
     def accept(self, token_id: int, /) -> object:
         """Advances over a token."""
 
     def forced(self) -> list[int]:
-        """The tokens that come next in any case. The masks on the way must allow these and no others."""
+        """The tokens that come next in any case. The masks on the way must allow these and no others.
+
+        Asked for at any time, so an answer that costs something is kept until the state changes.
+        """
 
     def finished(self) -> bool:
         """Whether nothing but the end may follow."""

@@ -8,11 +8,14 @@ influence is ever deserialized here, and no library has to be able to serialize.
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Timer
 from typing import Literal, cast
 
 from sgl.engine.base.errors import SglError
@@ -22,10 +25,12 @@ from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Opt
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.process import CompilerProcess
 from sgl.engine.grammar.source import check_at_a_glance
-from sgl.engine.grammar.state import Bits, ConstrainedState, fill_masks, packed
+from sgl.engine.grammar.state import ConstrainedState, TokenSet, fill_masks
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+_QUIET_S = 5.0
 
 Choice = Literal["auto", "llguidance", "xgrammar", "outlines", "none"]
 
@@ -65,14 +70,14 @@ class _Ready:
 
     backend: Backend
     compiled: Compiled
-    banned_bits: Bits | None
+    banned: TokenSet
 
 
 class Ticket:
     """A request's share in a compilation."""
 
-    def __init__(self, future: Future[_Ready], kind: str, end_bits: Callable[[], Bits]) -> None:
-        self._future, self._kind, self._end_bits = future, kind, end_bits
+    def __init__(self, future: Future[_Ready], kind: str, ends: Callable[[], TokenSet]) -> None:
+        self._future, self._kind, self._ends = future, kind, ends
 
     def poll(self) -> ConstrainedState | None:
         if not self._future.done():
@@ -80,9 +85,7 @@ class Ticket:
         if self._future.cancelled():
             raise SglError("The engine is shutting down.", code="shutdown", status=503)
         ready = self._future.result()
-        return ConstrainedState(
-            ready.backend, ready.compiled.matcher(), self._kind, self._end_bits(), ready.banned_bits
-        )
+        return ConstrainedState(ready.backend, ready.compiled.matcher(), self._kind, self._ends(), ready.banned)
 
 
 class Grammars:
@@ -106,13 +109,21 @@ class Grammars:
         self._backends: dict[BackendName, Backend] = {}
         self._processes: dict[BackendName, CompilerProcess] = {}
         self._kept: OrderedDict[Grammar, Future[_Ready]] = OrderedDict()
-        self._end_bits = lru_cache(256)(self._pack)
+        self._ends = lru_cache(256)(self._token_set)
         self._thread = ThreadPoolExecutor(1, "sgl-grammar")
+        self._timer: Timer | None = None
+        self._is_closed = False
 
-    def warm_up(self) -> None:
-        """Loads the backend that is used most, beside whatever goes on: that holds the GIL for a while."""
+    def warm_up(self, is_idle: Callable[[], bool]) -> None:
+        """Loads the backend that is used most, and in a quiet moment the others, so that no request waits for them.
+
+        To import the larger ones takes seconds, in which the GIL is held again and again.
+        """
         if self._choice != "none":
             self._thread.submit(self._backend, backend_for("json_schema", self._choice))
+            self._timer = Timer(_QUIET_S, self._load_if_idle, (is_idle,))
+            self._timer.daemon = True
+            self._timer.start()
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> Ticket:
         future = self._kept.get(grammar)
@@ -120,13 +131,16 @@ class Grammars:
             future = self._kept[grammar] = self._thread.submit(self._compile, grammar)
             self._forget()
         self._kept.move_to_end(grammar)
-        return Ticket(future, grammar.kind, lambda: self._end_bits(end_ids))
+        return Ticket(future, grammar.kind, lambda: self._ends(end_ids))
 
     def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
         assert self._vocabulary is not None, "a state has come out of a vocabulary"
         return fill_masks(cast(Sequence[ConstrainedState], states), self._vocabulary)
 
     def close(self) -> None:
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for future in self._kept.values():
             future.cancel()
         for process in self._processes.values():
@@ -139,7 +153,21 @@ class Grammars:
         while len(self._kept) > self._limits.cached:
             self._kept.popitem(last=False)
 
+    def _load_if_idle(self, is_idle: Callable[[], bool]) -> None:
+        while not is_idle():
+            time.sleep(_QUIET_S)
+        if not self._is_closed:
+            self._thread.submit(self._load)
+
     # ---- on the thread beside the loop -------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Opens all backends that this choice may need, and has their processes do so."""
+        for name in {name: None for kind, name in _AUTO.items()} if self._choice == "auto" else [self._choice]:
+            assert name != "none"
+            with suppress(SglError):  # a package that is not installed is missed when somebody needs it
+                self._backend(name)
+                self._process(name).start()
 
     def _reap(self) -> None:
         for process in self._processes.values():
@@ -159,16 +187,17 @@ class Grammars:
         name = backend_for(grammar.kind, self._choice)
         check_at_a_glance(grammar)  # before a library is loaded for it
         vocabulary = self._loaded_vocabulary()
-        if name not in self._processes:
-            self._processes[name] = CompilerProcess(name, vocabulary, self._options, self._limits)
-        process = self._processes[name]
+        process = self._process(name)
         process.start()
         backend = self._backend(name)
         checked = process.check(grammar)
-        banned = None
-        if grammar.kind == "structural_tag" and vocabulary.special:
-            banned = packed(set(vocabulary.special).difference(checked.special_ids), vocabulary)
-        return _Ready(backend, backend.compile(checked.grammar), banned)
+        banned = set(vocabulary.special).difference(checked.special_ids) if grammar.kind == "structural_tag" else ()
+        return _Ready(backend, backend.compile(checked.grammar), TokenSet.of(banned, vocabulary))
+
+    def _process(self, name: BackendName) -> CompilerProcess:
+        if name not in self._processes:
+            self._processes[name] = CompilerProcess(name, self._loaded_vocabulary(), self._options, self._limits)
+        return self._processes[name]
 
     def _backend(self, name: BackendName) -> Backend:
         if name not in self._backends:
@@ -180,5 +209,5 @@ class Grammars:
             self._vocabulary = self._make_vocabulary()
         return self._vocabulary
 
-    def _pack(self, end_ids: frozenset[int]) -> Bits:
-        return packed(end_ids, self._loaded_vocabulary())
+    def _token_set(self, token_ids: frozenset[int]) -> TokenSet:
+        return TokenSet.of(token_ids, self._loaded_vocabulary())

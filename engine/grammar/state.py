@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,32 +19,48 @@ class ConstrainedState:
     """
     Args:
         kind: of the grammar, for messages.
-        end_bits: the tokens that end an output, packed.
-        banned_bits: tokens that must not come although their text would fit, packed; None for none.
+        ends: the tokens that end an output.
+        banned: tokens that must not come although their text would fit.
     """
 
-    def __init__(
-        self, backend: Backend, matcher: Matcher, kind: str, end_bits: Bits, banned_bits: Bits | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, matcher: Matcher, kind: str, ends: TokenSet, banned: TokenSet) -> None:
         self.backend = backend
         self.matcher = matcher
         self.kind = kind
-        self.end_bits = end_bits
-        self.banned_bits = banned_bits
-        self.has_ends = bool(end_bits.any())
-        # The matcher's own: this is called for every token.
-        self.accept = matcher.accept
+        self.ends = ends
+        self.banned = banned
+        self._unclear = ends.ids | banned.ids
+        self._is_ahead = False
+        # The matcher's own: these are called for every token.
+        self._settle = matcher.settle
         self.forced = matcher.forced
         self.terminated = matcher.finished
 
+    def settle(self, likeliest: int) -> int:
+        token_id = self._settle(-1 if likeliest in self._unclear else likeliest)
+        self._is_ahead = token_id >= 0
+        return token_id
 
-def packed(token_ids: Collection[int], vocabulary: Vocabulary) -> Bits:
-    """A bit for each token, least significant first, in the words of a mask."""
-    bits = np.zeros(vocabulary.mask_words * 4, np.uint8)
-    for token_id in token_ids:
-        if token_id < vocabulary.end_id:
+    def accept(self, token_id: int) -> None:
+        if not self._is_ahead:
+            self.matcher.accept(token_id)
+        self._is_ahead = False
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Tokens, and the same as bits in the words of a mask, least significant first."""
+
+    ids: frozenset[int]
+    bits: Bits
+
+    @classmethod
+    def of(cls, token_ids: Collection[int], vocabulary: Vocabulary) -> TokenSet:
+        ids = frozenset(token_id for token_id in token_ids if token_id < vocabulary.end_id)
+        bits = np.zeros(vocabulary.mask_words * 4, np.uint8)
+        for token_id in ids:
             bits[token_id >> 3] |= 1 << (token_id & 7)
-    return bits
+        return cls(ids, bits)
 
 
 def fill_masks(states: Sequence[ConstrainedState], vocabulary: Vocabulary) -> list[bytes | SglError]:
@@ -62,28 +79,25 @@ def fill_masks(states: Sequence[ConstrainedState], vocabulary: Vocabulary) -> li
 
 
 def _finished(states: Sequence[ConstrainedState], masks: Bits, end_id: int) -> list[bytes | SglError]:
-    """The libraries' masks, with the tokens that end each output in place of the libraries' own.
-
-    Only a matcher that allows the end can have an error: that is what every backend writes then.
-    """
+    """The libraries' masks, with the tokens that end each output in place of the libraries' own."""
     place, bit = end_id >> 3, 1 << (end_id & 7)
+    text, width = masks.tobytes(), masks.shape[1]
+    found: list[bytes | SglError] = []
     for row, state in enumerate(states):
-        if state.banned_bits is not None:
-            masks[row] &= ~state.banned_bits
-    suspects = np.flatnonzero(masks[:, place] & bit)
-    masks[suspects, place] &= ~bit & 0xFF
-    errors: dict[int, str] = {}
-    for row in map(int, suspects):
-        state = states[row]
-        if state.has_ends:
-            masks[row] |= state.end_bits
+        mask = text[row * width : (row + 1) * width]
+        may_end = mask[place] & bit
+        found.append(_corrected(state, masks[row], may_end, place) if may_end or state.banned.ids else mask)
+    return found
+
+
+def _corrected(state: ConstrainedState, mask: Bits, end: int, place: int) -> bytes | SglError:
+    """Only a matcher that allows the end can have an error: that is what every backend writes then."""
+    mask &= ~state.banned.bits
+    if end:
+        mask[place] &= ~end & 0xFF
+        mask |= state.ends.bits
         error = state.matcher.error()
         if error is not None:
-            errors[row] = error
-    text, width = masks.tobytes(), masks.shape[1]
-    found: list[bytes | SglError] = [text[begin : begin + width] for begin in range(0, len(text), width)]
-    for row, error in errors.items():
-        kind = states[row].kind
-        message = f"The {kind} cannot be followed any further: {error}."
-        found[row] = SglError(message, code="grammar_too_complex", param=kind)
-    return found
+            message = f"The {state.kind} cannot be followed any further: {error}."
+            return SglError(message, code="grammar_too_complex", param=state.kind)
+    return mask.tobytes()

@@ -16,6 +16,7 @@ from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.state import ConstrainedState
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
 from tests.grammar.harness import demo_vocabulary
+from tests.server.live import until
 
 NO_ENDS: frozenset[int] = frozenset()
 
@@ -164,3 +165,18 @@ def test_masks_are_the_same_on_many_threads(grammars: Grammars, monkeypatch: pyt
     alone = grammars.masks(states)
     monkeypatch.setattr("sgl.engine.grammar.backends.llguidance.PARALLEL_FROM", 0)
     assert grammars.masks(states) == alone
+
+
+def test_what_is_slow_to_load_is_loaded_in_the_first_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.grammar.compiler._QUIET_S", 0.02)
+    grammars, looks = Grammars("llguidance", lambda: BYTES), []
+
+    def is_idle() -> bool:
+        assert not grammars._processes, "loaded while the engine was busy"
+        looks.append(len(looks) > 2)
+        return looks[-1]
+
+    grammars.warm_up(is_idle)
+    until(lambda: grammars._processes and grammars._processes["llguidance"]._process is not None)
+    assert looks == [False] * 3 + [True]
+    grammars.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -18,6 +19,8 @@ PARALLEL_FROM = 1 << 20
 """Bits of masks from which threads are woken to fill them: for less they burn more time than they save."""
 
 _MAX_THREADS = 8
+
+_KEPT_TEXTS, _LONGEST_KEPT = 4096, 64
 
 
 class GuidanceBackend:
@@ -66,9 +69,27 @@ class GuidanceMatcher:
 
     def __init__(self, library: LLMatcher) -> None:
         self.library = library
-        # The library's own: this is called for every token.
-        self.accept = library.consume_token
-        self.forced = library.compute_ff_tokens
+        self._try = library.try_consume_tokens
+        self._forced: list[int] | None = None
+
+    def settle(self, likeliest: int) -> int:
+        forced = self.forced() if self._forced is None else self._forced
+        if forced:  # others may fit, but the mask allows only the usual one
+            likeliest = forced[0]
+        if likeliest < 0 or self._try([likeliest]) != 1:
+            return -1
+        self._forced = forced[1:] or None
+        return likeliest
+
+    def accept(self, token_id: int) -> None:
+        forced = self._forced
+        self._forced = forced[1:] or None if forced and forced[0] == token_id else None
+        self.library.consume_token(token_id)
+
+    def forced(self) -> list[int]:
+        if self._forced is None:  # most often nothing is, and the bytes tell that soonest
+            self._forced = self.library.compute_ff_tokens() if self.library.compute_ff_bytes() else []
+        return self._forced
 
     def finished(self) -> bool:
         return self.library.is_stopped() and not self.library.is_error()
@@ -89,8 +110,13 @@ class _Tokens:
         self._tokenize = vocabulary.tokenize
         self._ids = {piece: token_id for token_id, piece in enumerate(vocabulary.pieces) if piece}
         self._longest = max(map(len, self._ids), default=0)
+        self._usual = lru_cache(_KEPT_TEXTS)(self._tokens)
 
     def __call__(self, text: bytes) -> list[int]:
+        """The tokens of forced text, which is short and comes again and again."""
+        return self._usual(text) if len(text) <= _LONGEST_KEPT else self._tokens(text)
+
+    def _tokens(self, text: bytes) -> list[int]:
         return self._tokenize(text.decode("utf-8", "replace")) if self._tokenize else list(self._greedy(text))
 
     def _greedy(self, text: bytes) -> Iterator[int]:

@@ -52,6 +52,15 @@ class OutlinesMatcher:
         self._end_id = end_id
         self._error: str | None = None
 
+    def settle(self, likeliest: int) -> int:
+        if likeliest < 0:
+            return -1
+        try:
+            self.library.advance(likeliest, return_tokens=False)
+        except ValueError:
+            return -1
+        return likeliest
+
     def accept(self, token_id: int) -> None:
         try:
             self.library.advance(token_id, return_tokens=False)

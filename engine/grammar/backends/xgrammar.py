@@ -73,6 +73,10 @@ class XGrammarMatcher:
         if self._error is not None:
             mask[:] = self._only_end
 
+    def settle(self, likeliest: int) -> int:
+        fits = likeliest >= 0 and self._error is None and self._library.accept_token(likeliest)
+        return likeliest if fits else -1
+
     def accept(self, token_id: int) -> None:
         if not self._library.accept_token(token_id):
             self._error = f"token {token_id} does not fit"
