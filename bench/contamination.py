@@ -19,7 +19,7 @@ JUMP_S, JUMP_SHARE = 0.1, 0.001
 """How far the wall clock and the monotonic clock may part: adjustments are slower than that, jumps and sleep faster."""
 
 WARM_SHARE = 0.5
-"""Of the prompt tokens. A cache of whole pages never finds a prompt's end, so short prompts are found in part."""
+"""Of the tokens that it was filled with. A cache of whole pages never finds a prompt's end: short ones are found in part."""
 
 
 class ContaminatedError(SglError):
@@ -118,9 +118,9 @@ def check_cache(state: str, samples: Sequence[Sample], outcomes: Sequence[Outcom
     if state == "cold" and cached > shared:
         told = f"{cached} prompt tokens were cached, and the prompts have {shared} in common"
         raise ContaminatedError(f"The prefix cache was not cold ({told}); nothing is reported.")
-    total = sum(outcome.input_len for outcome in done)
-    if state == "warm" and cached < WARM_SHARE * total:
-        told = f"{cached} of {total} prompt tokens were cached"
+    filled = sum(len(sample.input_ids) for sample in samples)
+    if state == "warm" and cached < WARM_SHARE * filled:
+        told = f"{cached} prompt tokens were cached of the {filled} that it was filled with"
         raise ContaminatedError(f"The prefix cache was not warm ({told}); nothing is reported.")
     return ""
 

@@ -28,9 +28,9 @@ from sgl.engine.base.types import (
 )
 from sgl.engine.client.wire import decode_outbound, encode
 from sgl.engine.core.cache import PageCache
+from sgl.engine.core.grammar import NoGrammars
 from sgl.engine.core.radix import token_key
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
-from sgl.engine.loop import NoGrammars
 
 PAGE_SIZE = 16
 VOCAB_SIZE = 150_000
@@ -284,9 +284,7 @@ class _Assembly:
             return 1e6 * (time.thread_time() - begun) / self._num_steps
 
     def _build(self, rows: tuple[Row, ...]) -> None:
-        plan = StepPlan(0, rows)
-        self._table.apply(plan)
-        self._builder.build(plan)
+        self._builder.build(StepPlan(0, rows))
 
     def _first(self, number: int) -> Row:
         init = RowInit(token_ids=(1,) * 64, num_prompt=64, params=SamplingParams(), wants=Wants(), eos_ids=())

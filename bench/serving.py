@@ -112,7 +112,7 @@ class Server:
             SglError: a warm-up request failed, or the cache cannot be emptied.
         """
         client = httpx.AsyncClient(
-            base_url=self.target.base, headers=_headers(self.target), timeout=_TIMEOUT, limits=_NO_LIMITS
+            base_url=self.target.base, headers=headers(self.target), timeout=_TIMEOUT, limits=_NO_LIMITS
         )
 
         async def send(sample: Sample, outcome: Outcome) -> None:
@@ -201,10 +201,10 @@ class Server:
         try:
             async with client.stream("POST", backend.path, json=backend.body(request)) as response:
                 if response.status_code != 200:
-                    raise SglError(_refusal(response.status_code, await response.aread()))
+                    raise SglError(refusal(response.status_code, await response.aread()))
                 await self._read(response, outcome)
         except httpx.HTTPError as error:
-            raise SglError(_unreachable(target.base, error)) from None
+            raise SglError(unreachable(target.base, error)) from None
         if not outcome.input_len:
             raise SglError("The server did not say how many tokens it read and wrote (usage).")
 
@@ -235,14 +235,14 @@ def ask(target: Target) -> Facts:
         SglError: no server there, or it does not let us in.
     """
     try:
-        with httpx.Client(base_url=target.base, headers=_headers(target), timeout=10.0) as client:
+        with httpx.Client(base_url=target.base, headers=headers(target), timeout=10.0) as client:
             listed, info, server = map(client.get, ("/v1/models", "/get_model_info", "/get_server_info"))
     except httpx.HTTPError as error:
-        raise SglError(_unreachable(target.base, error), param="--base-url") from None
+        raise SglError(unreachable(target.base, error), param="--base-url") from None
     if listed.status_code in (401, 403):
         raise SglError(f"{target.base} refused the key: pass --api-key or set OPENAI_API_KEY.", status=401)
     if listed.status_code == 503:
-        raise SglError(f"{target.base} is not ready: {_refusal(503, listed.content)}", status=503, retryable=True)
+        raise SglError(f"{target.base} is not ready: {refusal(503, listed.content)}", status=503, retryable=True)
     names = [str(item.get("id") or "") for item in _object(listed).get("data") or () if isinstance(item, dict)]
     told, more = _object(info), _object(server)
     named = {"model": next(iter(names), ""), **{key: told.get(key) for key in _MODEL_KEYS}}
@@ -286,7 +286,7 @@ def _tokenizer(source: str) -> Tokenizer:
         raise ConfigError(message, param="--tokenizer") from None
 
 
-def _headers(target: Target) -> dict[str, str]:
+def headers(target: Target) -> dict[str, str]:
     return {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
 
 
@@ -301,7 +301,7 @@ def _object(response: httpx.Response) -> Json:
     return content if isinstance(content, dict) else {}
 
 
-def _refusal(status: int, body: bytes) -> str:
+def refusal(status: int, body: bytes) -> str:
     try:
         content = msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -315,7 +315,7 @@ def _message(content: Any) -> str:
     return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
 
 
-def _unreachable(base: str, error: httpx.HTTPError) -> str:
+def unreachable(base: str, error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"No server answers at {base}; start one with `sgl serve`, or correct --base-url."
     return f"{base} did not answer: {type(error).__name__} {error}".rstrip() + "."

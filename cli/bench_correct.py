@@ -50,7 +50,20 @@ def check(config: EngineConfig) -> None:
         console.complain(
             f"They do not agree: a difference is above {tolerance:g}, more than {model.dtype} rounds away."
         )
+        _name_the_place(config)
         raise typer.Exit(1)
+
+
+def _name_the_place(config: EngineConfig) -> None:
+    """Says where the doctor sees the first difference; another engine option than the model's may be the cause."""
+    from sgl.bench.doctor.model import Subject, examine, overrides
+
+    model = config.model
+    with console.err().status("looking for the layer"):
+        report = examine(Subject(model.model_path, overrides=overrides(model.json_model_override_args)))
+    for fault in report.faults:
+        if fault.severity == "wrong":
+            console.err().print(console.printable(f"{fault.place}: {fault.found}"), soft_wrap=True, markup=False)
 
 
 def _print(found: Sequence[Comparison]) -> None:

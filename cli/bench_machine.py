@@ -58,7 +58,7 @@ def machine(
 
     with console.err().status("preparing") as status:
         ceilings = measure(
-            own_kernels(), gpu=_gpu(), fresh=fresh, note=lambda what: status.update(f"measuring: {what}")
+            own_kernels(), gpu=this_gpu(), fresh=fresh, note=lambda what: status.update(f"measuring: {what}")
         )
     if as_json:
         typer.echo(json.dumps(ceilings.to_dict(), indent=2))
@@ -71,7 +71,8 @@ def machine(
 command = command_of(machine)
 
 
-def _gpu() -> Device | None:
+def this_gpu() -> Device | None:
+    """The one to measure, if there is one."""
     from sgl.engine.base.device import open_device
 
     device = open_device("auto")

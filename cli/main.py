@@ -20,6 +20,7 @@ from sgl.cli.help import print_help
 from sgl.engine.base import env
 from sgl.engine.base.errors import ConfigError, EngineDiedError, SglError
 from sgl.engine.base.options import closest
+from sgl.engine.base.sampler import sampling
 
 
 class Subcommand(NamedTuple):
@@ -34,7 +35,19 @@ COMMANDS: Mapping[str, Subcommand] = {
     "chat": Subcommand("sgl.cli.chat", "Chat in the terminal, with a model here or behind any OpenAI-compatible URL."),
     "batch": Subcommand("sgl.cli.batch", "Answer a file of requests, all at once and to the end, or check one."),
     "bench": Subcommand("sgl.cli.bench", "Measure how fast a model runs, against this machine and other engines."),
+    "quantize": Subcommand(
+        "sgl.cli.quantize", "Make a smaller checkpoint, and measure with the engine whether it is still good."
+    ),
+    "profile": Subcommand("sgl.cli.profile", "Record where the time goes, with torch's profiler or nsys, and read it."),
+    "explain": Subcommand("sgl.cli.explain_request", "Show where the time of one request to a server went, and why."),
+    "replay": Subcommand("sgl.cli.replay", "Send recorded requests to a server again, and compare the answers."),
+    "eval": Subcommand("sgl.cli.eval", "Measure whether a model's answers are right."),
+    "doctor": Subcommand("sgl.cli.doctor", "Report what this machine and installation have, and what is missing."),
     "kernels": Subcommand("sgl.cli.kernels", "Show which implementation of every kernel runs on this machine."),
+    "prove-determinism": Subcommand(
+        "sgl.cli.prove_determinism", "Show that answers do not depend on what the engine does meanwhile."
+    ),
+    "verify": Subcommand("sgl.cli.verify", "Compute an answer again from its receipt."),
     "schema": Subcommand("sgl.cli.schema", "Say what of a JSON schema structured output enforces."),
     "version": Subcommand("sgl.cli.version", "Show versions and the machine, for bug reports."),
 }
@@ -130,7 +143,8 @@ def program() -> NoReturn:
     """
     code: object = 0
     try:
-        main()
+        with sampling("front"):
+            main()
     except SystemExit as end:
         code = end.code or 0
     try:

@@ -51,6 +51,7 @@ def _obey(orders: bytes) -> int:
 
     from sgl.engine.base import log
     from sgl.engine.base.config import EngineConfig
+    from sgl.engine.base.sampler import sampling
     from sgl.engine.client.link import Link
     from sgl.engine.client.wire import Setup
 
@@ -62,7 +63,8 @@ def _obey(orders: bytes) -> int:
     log.configure(observe.log_level, observe.log_level_http or observe.log_level, observe.log_format)
     link = Link(setup.inbound, setup.outbound)
     try:
-        return _run(setup, config, link)
+        with sampling("engine"):
+            return _run(setup, config, link)
     finally:
         link.close()
 

@@ -24,12 +24,13 @@ from sgl.engine.base import log
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import EngineDiedError
 from sgl.engine.base.interpreter import Interpreter
-from sgl.server.auth import Auth
+from sgl.server.auth import Auth, own_names
 from sgl.server.body import BodyLimit
 from sgl.server.envelope import Envelope
 from sgl.server.errors import body_of, error_response, routing_error
 from sgl.server.http import HttpServer, listen, signals_end, url_of
 from sgl.server.observer import NullMeter
+from sgl.server.record import Recording
 from sgl.server.routes import ROUTES
 from sgl.server.state import ServerState
 from sgl.server.warmup import generate_one_token
@@ -83,12 +84,14 @@ def _start_engine(config: EngineConfig, interpreter: Interpreter | None) -> Asyn
 def build_app(state: ServerState) -> Starlette:
     """The ASGI application of a server whose engine may still be starting."""
     serve = state.config.serve
+    names = (name for given in serve.allowed_host for name in given.split(","))
     app = Starlette(
         routes=list(ROUTES),
         middleware=[
             Middleware(BodyLimit, max_bytes=serve.max_body_bytes, uploads={"/v1/files": serve.max_file_bytes}),
             Middleware(Envelope, meter=state.metrics or NullMeter()),
-            Middleware(Auth, api_key=serve.api_key, admin_key=serve.admin_api_key),
+            Middleware(Auth, api_key=serve.api_key, admin_key=serve.admin_api_key, hosts=own_names(serve.host, names)),
+            *([Middleware(Recording, recorder=state.recorder)] if state.recorder.is_on else []),
         ],
         exception_handlers={HTTPException: _routing_failed},
     )

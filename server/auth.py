@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import hmac
 import inspect
+import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -69,10 +70,12 @@ class Auth:
 
     Args:
         api_key, admin_key: empty where not set.
+        hosts: by which names the server may be called without a key; None for any.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str, admin_key: str) -> None:
+    def __init__(self, app: ASGIApp, api_key: str, admin_key: str, hosts: frozenset[str] | None = None) -> None:
         self._app = app
+        self._hosts = hosts
         self._accepted: Mapping[Level, tuple[bytes, ...]] = {
             Level.OPEN: (),
             Level.API: _encoded(api_key, admin_key) if api_key else (),
@@ -87,7 +90,35 @@ class Auth:
             raise SglError(message, code="invalid_api_key", status=401)
         if not accepted and level is not Level.OPEN and not _is_own_site(headers):
             raise SglError("Pages of other sites must not use this server without a key.", code="forbidden", status=403)
+        if not accepted and level is not Level.OPEN and not _is_own_name(headers.get("host", ""), self._hosts):
+            message = "This server must not be called by that name without a key; see --allowed-host."
+            raise SglError(message, code="forbidden", status=403)
         await self._app(scope, receive, send)
+
+
+def own_names(bind: str, allowed: Iterable[str]) -> frozenset[str] | None:
+    """The names of a server that listens at ``bind``: None, any, if that can be reached from elsewhere.
+
+    What listens for this machine alone has no other names. So a page whose name was made to point here after it was
+    loaded (DNS rebinding), which a browser then takes for the server's own, is told from the server's own.
+    """
+    address = _address(bind)
+    if bind != "localhost" and (address is None or not address.is_loopback):
+        return None
+    return frozenset(name.lower() for name in ("localhost", *allowed))
+
+
+def _is_own_name(host: str, names: frozenset[str] | None) -> bool:
+    """Whether a ``Host`` header names this server; an address always does, since it cannot be made to point here."""
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return names is None or not name or name.lower() in names or _address(name) is not None
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
 
 
 def route_of(scope: Scope) -> Route | None:

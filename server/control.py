@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 import sgl
+from sgl.engine.base import hub
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert, read_object
 from sgl.server.errors import JsonResponse
@@ -67,6 +68,7 @@ async def model_info(request: Request) -> Response:
 async def server_info(request: Request) -> Response:
     """Every option (secrets hidden), what the engine holds and does, and the version."""
     engine = state_of(request).engine
+    model = engine.config.model
     facts = {
         "max_total_num_tokens": engine.info.max_total_num_tokens,
         "max_req_input_len": engine.info.max_req_input_len,
@@ -76,6 +78,7 @@ async def server_info(request: Request) -> Response:
         "stats": msgspec.structs.asdict(engine.stats),
         "load": {"num_active": engine.num_active, "num_requests": engine.num_requests},
         "cost": msgspec.to_builtins(engine.info.cost),
+        "quantization_evidence": hub.read_evidence(engine.info.model_path, model.revision, model.download_dir),
         "version": sgl.__version__,
     }
     return JsonResponse({**engine.config.to_flat_dict(), **facts})

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sgl.engine.base import log
+from sgl.engine.base import ledger, log
 from sgl.engine.base.errors import SglError
 from sgl.server.auth import route_of
 from sgl.server.errors import body_of, error_response, internal_error
@@ -42,6 +42,8 @@ class Envelope:
         endpoint = _NO_ROUTE if route is None else route.path
         self._meter.began(endpoint, scope["method"])
         status, started_s = _CLIENT_GONE, time.monotonic()
+        passage = ledger.Passage(started_s)
+        ledger.passage.set(passage)
 
         async def stamped_send(message: Message) -> None:
             nonlocal status
@@ -66,6 +68,7 @@ class Envelope:
         finally:
             self._meter.ended(endpoint, scope["method"], status)
             host, port = scope.get("client") or ("-", 0)
-            took_s = time.monotonic() - started_s
+            passage.sent_s = time.monotonic()
+            took_s = passage.sent_s - started_s
             path = quote(scope["path"])  # a line is a line, whatever the path holds
             access_log.info(_LINE, host, port, scope["method"], path, status, took_s, request_id)

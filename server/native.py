@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from sgl.engine.api import GenerateRequest, Generation, native_output
 from sgl.engine.api.batch import Batch, make_batch, token_columns
 from sgl.engine.api.native import as_json
+from sgl.engine.api.receipt import Maker
 from sgl.engine.api.request import SessionParams
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert, read_object
@@ -40,6 +41,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
         logprob_start_len: first token of the prompt whose logprob is wanted; -1 for none.
         token_ids_logprob: tokens whose logprobs are wanted at every place.
         return_hidden_states: --return-hidden-states if not given; they come with the last item.
+        return_receipt: whether the last item carries what `sgl verify` needs to compute the answer again.
         session_params: what the prompt is appended to.
         custom_logit_processor: name and parameters of a registered processor, as JSON.
         stream: whether to send events, whose text is cumulative.
@@ -56,6 +58,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     token_ids_logprob: list[int | list[int] | None] | None = None
     return_text_in_logprobs: bool | None = None
     return_hidden_states: bool | list[bool | None] | None = None
+    return_receipt: bool | list[bool | None] | None = None
     session_params: SessionParams | list[SessionParams | None] | None = None
     custom_logit_processor: str | list[str | None] | None = None
     stream: bool | None = None
@@ -123,16 +126,19 @@ async def _events(state: ServerState, call: Call) -> AsyncGenerator[dict[str, An
 
 async def _outputs(state: ServerState, call: Call) -> AsyncGenerator[tuple[int, int, dict[str, Any]], None]:
     """(prompt, answer, rendered item) as they come."""
+    maker = await state.engine.maker_for(call.batch.requests)
     async with aclosing(state.generate(call.batch.requests, log_metrics=call.log_metrics)) as items:
         async for position, item in items:
-            yield position, item.index, await _render(state, call, call.batch.requests[position], item)
+            yield position, item.index, await _render(state, call, call.batch.requests[position], item, maker)
 
 
-async def _render(state: ServerState, call: Call, request: GenerateRequest, item: Generation) -> dict[str, Any]:
+async def _render(
+    state: ServerState, call: Call, request: GenerateRequest, item: Generation, maker: Maker | None
+) -> dict[str, Any]:
     rows: Sequence[Any] = item.hidden_states if request.return_hidden_states else ()
     if rows and call.stream and item.finish_reason is not None:
         rows = await asyncio.to_thread(as_json, rows)  # `_pieces` does it for a whole answer
-    output = native_output(item, request, state.engine.tokenizer, rows=lambda _: rows)
+    output = native_output(item, request, state.engine.tokenizer, rows=lambda _: rows, maker=maker)
     if call.warnings:
         meta = output["meta_info"]
         meta["warnings"] = [*call.warnings, *meta.get("warnings", ())]
@@ -160,6 +166,7 @@ def read_call(raw: dict[str, Any], *, hidden: bool = False) -> Call:
         "top_logprobs_num": body.top_logprobs_num,
         "token_ids_logprob": token_columns(body.token_ids_logprob, len(prompts)),
         "return_hidden_states": hidden if wanted is None else wanted,
+        "return_receipt": body.return_receipt,
         "session": body.session_params,
         "custom_logit_processor": body.custom_logit_processor,
     }

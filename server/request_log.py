@@ -23,6 +23,7 @@ METADATA = ("rid", "stream", "n")
 PARAMETERS = (
     *("sampling", "stop", "no_stop_trim", "skip_special_tokens", "spaces_between_special_tokens"),
     *("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "return_hidden_states"),
+    "return_receipt",
     *("seed", "priority", "add_special_tokens", "fit_max_new_tokens", "token_ids_logprob", "session", "pooling"),
     *("custom_logit_processor", "custom_params"),
 )

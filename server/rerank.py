@@ -27,7 +27,7 @@ from sgl.engine.base.types import SamplingParams, TokenLogprob
 from sgl.engine.text.template import ChatTemplate
 from sgl.server.body import convert, read_object
 from sgl.server.embed import embed, warned
-from sgl.server.errors import JsonResponse
+from sgl.server.errors import JsonResponse, raise_if_aborted
 from sgl.server.fields import Unsupported, asks, checked_text, refuse_unsupported
 from sgl.server.openai.embeddings import EmbeddingUsage, usage
 from sgl.server.openai.protocol import Int32
@@ -291,9 +291,7 @@ async def _score_labels(state: ServerState, body: ScoreBody) -> tuple[dict[str, 
     try:
         async with aclosing(state.generate(requests)) as items:
             async for position, item in items:
-                finish = item.finish_reason
-                if finish is not None and finish.kind == "abort":
-                    raise SglError(finish.message, code=finish.code, status=finish.status)
+                raise_if_aborted(item.finish_reason)
                 scores[position] = _probabilities(item.output_logprobs[0], labels, bool(body.apply_softmax))
                 num_tokens += item.prompt_tokens
     except SglError as error:

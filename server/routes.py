@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from sgl.engine.api import explanation
 from sgl.server import (
     control,
     embed,
     functions,
     health,
+    ledger,
     native,
     openapi,
     pages,
@@ -47,6 +49,9 @@ ROUTES: tuple[GuardedRoute, ...] = (
     GuardedRoute("/configure_logging", control.configure_logging, POST, ADMIN, body=control.LoggingBody),
     GuardedRoute("/start_profile", profile.start, ("GET", "POST"), ADMIN, body=profile.ProfileBody),
     GuardedRoute("/stop_profile", profile.stop, ("GET", "POST"), ADMIN),
+    GuardedRoute("/profile_status", profile.status, GET, ADMIN),
+    GuardedRoute("/requests", ledger.listing, GET, ADMIN, query=ledger.ListQuery, answer=explanation.Listing),
+    GuardedRoute("/requests/{rid:path}", ledger.one, GET, API, answer=explanation.Explanations),
     GuardedRoute(
         "/update_weights_from_disk",
         weights.update,

@@ -18,6 +18,7 @@ from sgl.engine.base.errors import OverloadedError, SglError
 from sgl.server.batches.service import Batches
 from sgl.server.observer import LEFT, Metrics, Observer, abort_reason
 from sgl.server.openai.responses.store import ResponseStore
+from sgl.server.record import Recorder
 from sgl.server.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class ServerState:
         self.created_s = int(time.time())
         self.metrics = Metrics(self.model_name) if config.observe.enable_metrics else None
         self.request_log = RequestLog(config.observe)
+        self.recorder = Recorder(config.observe)
         self.phase = "the engine starts"
         self.is_draining = False
         self.responses = ResponseStore(config.serve.max_stored_responses, config.serve.max_stored_response_bytes)
@@ -83,6 +85,7 @@ class ServerState:
         """Ends the engine, if there is one."""
         await self.batches.close()
         self.request_log.close()
+        self.recorder.close()
         if self._engine is not None:
             await self._engine.shutdown()
 

@@ -87,7 +87,6 @@ async def from_trainer(request: Request) -> Response:
     raise SglError(
         f"{request.url.path} is not supported: weights are exchanged through the disk, with /update_weights_from_disk.",
         code="not_supported",
-        status=501,
     )
 
 

@@ -1,7 +1,12 @@
 """Fixtures for all tests."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared: Triton then computes on CPU tensors
 
 
 @pytest.fixture(scope="session", autouse=True)

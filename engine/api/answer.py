@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from sgl.engine.api.request import GenerateRequest, Generation, Transcript
-from sgl.engine.base.types import FinishReason, Output
+from sgl.engine.base.types import FinishReason, Output, Request
 from sgl.engine.text.stop import StopChecker
 from sgl.engine.text.tokenizer import Tokenizer
 
@@ -18,6 +18,9 @@ class Answer:
         rid: of this answer.
         interval: how many tokens a streamed item should have at least.
         after: the last tokens of the prompt.
+
+    Attributes:
+        asked: what the engine was sent, where a receipt is wanted.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Answer:
         self.rid = rid
         self.index = index
         self.finish: FinishReason | None = None
+        self.asked: Request | None = None
         self._min_new_tokens = request.sampling.min_new_tokens
         self._keep_stop = request.no_stop_trim
         self._stream = request.stream
@@ -118,6 +122,7 @@ class Answer:
             first_token_s=self._first_token_s,
             warnings=() if self._began else self._warnings,
             transcript=self._transcript,
+            asked=self.asked,
         )
         self._text, self._num_taken, self._began = item.text, item.completion_tokens, True
         self._delta.clear()

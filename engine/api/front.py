@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import random
 import time
@@ -21,12 +22,15 @@ import msgspec
 
 from sgl.engine.api.answer import Answer
 from sgl.engine.api.embed import Embedding, EmbedRequest, Prepared, check_task, collect, prepare
+from sgl.engine.api.ledger import Book, Times
 from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_answers, check_request, fit_prompt
 from sgl.engine.api.reader import Entry, Reader
+from sgl.engine.api.receipt import Maker, options_of
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.api.sessions import Sessions, Turn
 from sgl.engine.base import hub
 from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.digest import digest, digest_text
 from sgl.engine.base.errors import EngineDiedError, OverloadedError, SglError
 from sgl.engine.base.interpreter import Interpreter
 from sgl.engine.base.processors import read_processor
@@ -77,6 +81,7 @@ class AsyncEngine:
         sessions: to be used on its event loop.
         num_requests: taken so far.
         last_heartbeat_s: when the engine was last heard of, on `time.monotonic`'s clock.
+        ledgers: where the time of requests goes.
         timeline: of the start.
         died: set on its event loop when the engine has ended without having been told to.
     """
@@ -95,9 +100,11 @@ class AsyncEngine:
         self.sessions = Sessions()
         self.num_requests = 0
         self.last_heartbeat_s = time.monotonic()
+        self.ledgers = Book(config.observe.request_ledger_size)
         self._client = client
         self._error: EngineDiedError | None = None
         self._stopping = False
+        self._maker: tuple[int, Maker] | None = None  # and of which weights
         self._loop: asyncio.AbstractEventLoop | None = None
         self._active: dict[str, list[Entry]] = {}  # by rid
         self._entries: dict[str, Entry] = {}  # those that the engine works on, by the name it knows
@@ -179,6 +186,7 @@ class AsyncEngine:
     async def generate_batch(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[tuple[int, Generation], None]:
         """As `generate`, for several requests at once: yields (which request, item). One that fails ends all."""
         self._bind()
+        begun_s = time.monotonic()
         for request in requests:
             check_task(request, self.info)
             check_request(request, self._limits)
@@ -186,11 +194,11 @@ class AsyncEngine:
         turns = [None if request.session is None else self.sessions.begin(request.session) for request in requests]
         prompts = await self._prompts(requests, turns)
         self._bind()  # again: the engine may have ended meanwhile
-        reader = Reader()
+        reader, times = Reader(), Times.now(begun_s)
         entries: list[Entry] = []
         try:
             for position, (request, prompt, turn) in enumerate(zip(requests, prompts, turns, strict=True)):
-                entries += self._register(reader, position, request, prompt, turn)
+                entries += self._register(reader, position, request, prompt, turn, times)
             num_open = len(entries)
             while num_open:
                 await reader.wait()
@@ -273,6 +281,30 @@ class AsyncEngine:
             self.config = self.config.replace({"model.model_path": (model_path, "update of the weights")})
         return {"success": found["success"], "message": found["message"]}
 
+    async def maker_for(self, requests: Sequence[GenerateRequest]) -> Maker | None:
+        """`maker`, if one of them wants a receipt."""
+        return await self.maker() if any(request.return_receipt for request in requests) else None
+
+    async def maker(self) -> Maker:
+        """What computes the answers, for receipts; the first time all of the checkpoint is read."""
+        found = await self.call("weight_files")
+        if self._maker is None or self._maker[0] != found["num_updates"]:
+            files = [Path(name) for name in found["files"]]
+            weights = await asyncio.to_thread(digest, files) if files else ""
+            self._maker = (
+                found["num_updates"],
+                Maker(
+                    options=options_of(self.config),
+                    weights=weights,
+                    template=digest_text(json.dumps(dict(self.template.sources), sort_keys=True))
+                    if self.template
+                    else "",
+                    kernels=dict(self.info.kernels),
+                    isa=self.info.isa,
+                ),
+            )
+        return self._maker[1]
+
     async def resume_memory(self) -> None:
         """Takes the memory of weights and KV cache again.
 
@@ -352,7 +384,13 @@ class AsyncEngine:
         return encode(bounded_text(request.text, lambda piece: len(encode(piece)), self._limits))
 
     def _register(
-        self, reader: Reader, position: int, request: GenerateRequest, prompt: Prompt, turn: Turn | None
+        self,
+        reader: Reader,
+        position: int,
+        request: GenerateRequest,
+        prompt: Prompt,
+        turn: Turn | None,
+        times: Times,
     ) -> Iterator[Entry]:
         """Hands a request to the engine, once for each answer."""
         rid = request.rid or uuid.uuid4().hex
@@ -370,10 +408,14 @@ class AsyncEngine:
                 for replaced in self.sessions.commit(turn, rid, prompt.token_ids, answer.token_ids):
                     self._abort(self._active.get(replaced, []))
             # A rid may return before the engine has forgotten the one before, so the engine knows it by another name.
-            entry = Entry(rid, f"{name}#{next(self._serial)}", position, answer, reader, turn)
+            ledger = times.ledger(name, rid, len(prompt.token_ids))
+            entry = Entry(rid, f"{name}#{next(self._serial)}", position, answer, reader, ledger, turn)
+            self.ledgers.open(entry.wire_rid, ledger)
             entries.append(entry)
             self._entries[entry.wire_rid] = entry
-            self._client.send(Add(self._engine_request(entry.wire_rid, request, prompt, (seed + index) % 2**63)))
+            asked = self._engine_request(entry.wire_rid, request, prompt, (seed + index) % 2**63)
+            answer.asked = asked if request.return_receipt else None
+            self._client.send(Add(asked))
             yield entry
 
     def _engine_request(self, wire_rid: str, request: GenerateRequest, prompt: Prompt, seed: int) -> Request:
@@ -409,6 +451,8 @@ class AsyncEngine:
 
     def _release(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
+            finish = entry.answer.finish
+            self.ledgers.close(entry.wire_rid, "abort" if finish is None else finish.kind)
             self._active.pop(entry.rid, None)
             self._end_turn(entry.turn)
             if entry.wire_rid in self._entries:
@@ -440,7 +484,9 @@ class AsyncEngine:
 
     def _deliver(self, message: Outputs | Reply) -> None:
         match message:
-            case Outputs(items):
+            case Outputs(items, step):
+                if step is not None:
+                    self.ledgers.follow(step, [output.rid for output in items if output.token_ids])
                 for output in items:
                     if output.rid in self._entries:  # else it was dropped
                         self._advance(self._entries[output.rid], output)
@@ -455,12 +501,13 @@ class AsyncEngine:
 
     def _advance(self, entry: Entry, output: Output) -> None:
         """A mistake of ours in one answer must not touch the others."""
-        answer = entry.answer
+        answer, began_s = entry.answer, time.monotonic()
         try:
             answer.add(output)
         except Exception:
             logger.exception("the output of request %s cannot be processed", entry.rid)
             answer.finish = _BROKEN
+        entry.ledger.deliver(len(output.token_ids), began_s, time.monotonic())
         if output.finish is not None:
             del self._entries[entry.wire_rid]
         elif answer.finish is not None:

@@ -299,6 +299,7 @@ def _check_embedded(request: GenerateRequest, limits: Limits) -> None:
         raise SglError(message, param="input_embeds")
     conflicts = {
         "session_params": request.session is not None,
+        "return_receipt": request.return_receipt,
         "logprob_start_len": request.return_logprob and request.logprob_start_len >= 0,
         "repetition_penalty": request.sampling.repetition_penalty != 1.0,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sgl.engine.api.receipt import Maker, make_receipt
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base.types import FinishReason, TokenLogprob
 from sgl.engine.text.tokenizer import Tokenizer
@@ -25,12 +26,16 @@ def as_json(rows: Sequence[bytes]) -> list[msgspec.Raw]:
 
 
 def native_output(
-    item: Generation, request: GenerateRequest, tokenizer: Tokenizer, rows: Rows = as_json
+    item: Generation,
+    request: GenerateRequest,
+    tokenizer: Tokenizer,
+    rows: Rows = as_json,
+    maker: Maker | None = None,
 ) -> dict[str, Any]:
     """``{"text", "meta_info"}``; ``{"token_ids", "meta_info"}`` without a tokenizer.
 
     Everything is cumulative, but hidden states, which are large, come with the last item only: one array for the
-    prompt ``[P, H]``, then one ``[H]`` for each further token that the model was given.
+    prompt ``[P, H]``, then one ``[H]`` for each further token that the model was given; and so does a receipt.
     """
     meta: dict[str, Any] = {
         "id": item.rid,
@@ -46,6 +51,8 @@ def native_output(
     if request.return_hidden_states and item.finish_reason:
         states = rows(item.hidden_states)
         meta["hidden_states"] = [states[: item.prompt_tokens], *states[item.prompt_tokens :]]
+    if maker is not None and item.asked is not None and item.finish_reason:
+        meta["receipt"] = msgspec.to_builtins(make_receipt(maker, item.asked, request, item))
     if item.warnings:
         meta["warnings"] = list(item.warnings)
     content = {"text": item.text} if tokenizer.vocab_size else {"token_ids": item.output_ids}

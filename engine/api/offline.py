@@ -40,6 +40,7 @@ class GenerateOptions(TypedDict, total=False):
     token_ids_logprob: Sequence[int] | Sequence[Sequence[int]] | None
     return_text_in_logprobs: bool
     return_hidden_states: bool | Sequence[bool] | None
+    return_receipt: bool | Sequence[bool] | None
     session_params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
     custom_logit_processor: str | Sequence[str | None] | None
     rid: str | Sequence[str] | None
@@ -379,9 +380,11 @@ def _array(rows: Sequence[bytes]) -> Any:
 
 async def _outputs(engine: AsyncEngine, batch: Batch) -> AsyncGenerator[tuple[int, int, Output], None]:
     """(prompt, answer, rendered item) as they come."""
+    maker = await engine.maker_for(batch.requests)
     async with contextlib.aclosing(engine.generate_batch(batch.requests)) as items:
         async for position, item in items:
-            yield position, item.index, native_output(item, batch.requests[position], engine.tokenizer, _array)
+            request = batch.requests[position]
+            yield position, item.index, native_output(item, request, engine.tokenizer, _array, maker)
 
 
 async def _encode(engine: AsyncEngine, prompt: Any, input_ids: Any, dimensions: int | None) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from sgl.engine.api.answer import Answer
+from sgl.engine.api.ledger import Ledger
 from sgl.engine.api.request import Generation
 from sgl.engine.api.sessions import Turn
 from sgl.engine.base.errors import SglError
@@ -20,6 +21,7 @@ class Entry:
         wire_rid: what the engine calls it.
         position: of its request in the reader's batch.
         turn: of its request, if that is part of a session.
+        ledger: where its time goes.
     """
 
     rid: str
@@ -27,6 +29,7 @@ class Entry:
     position: int
     answer: Answer
     reader: Reader
+    ledger: Ledger
     turn: Turn | None = None
 
 

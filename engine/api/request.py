@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sgl.engine.base.types import FinishReason, PoolingParams, SamplingParams, TokenLogprob
+from sgl.engine.base.types import FinishReason, PoolingParams, Request, SamplingParams, TokenLogprob
 
 
 class SessionParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +48,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
         token_ids_logprob: tokens whose logprobs come with each logprob.
         return_text_in_logprobs: whether logprobs show the text of tokens, in SGLang's form.
         return_hidden_states: whether the last hidden states come with the answer.
+        return_receipt: whether the answer can be given a receipt; see `sgl.engine.api.receipt`.
         session: what the prompt is appended to, if it is part of a session.
         custom_logit_processor: the name of a registered processor and parameters, as `CustomLogitProcessor.to_str`
             gives them; ``custom_params`` come on top.
@@ -76,6 +77,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     token_ids_logprob: tuple[int, ...] = ()
     return_text_in_logprobs: bool = False
     return_hidden_states: bool = False
+    return_receipt: bool = False
     session: SessionParams | None = None
     custom_logit_processor: str | None = None
     custom_params: dict[str, Any] | None = None
@@ -110,6 +112,7 @@ class Generation(msgspec.Struct, kw_only=True):
         first_token_s: when the first token arrived, on `time.monotonic`'s clock; None before, and if there is none.
         warnings: what was done otherwise than asked; on the first item only.
         transcript: of the answer, perhaps ahead of this item.
+        asked: what the engine was sent, where a receipt is wanted.
     """
 
     rid: str
@@ -128,6 +131,7 @@ class Generation(msgspec.Struct, kw_only=True):
     first_token_s: float | None
     warnings: tuple[str, ...]
     transcript: Transcript
+    asked: Request | None = None
 
     @property
     def output_ids(self) -> list[int]:

@@ -47,7 +47,7 @@ __all__ = [
     "resolve",
 ]
 
-Source = Literal["flag", "set", "call", "env", "file", "tuned", "default", "resolved"]
+Source = Literal["flag", "set", "call", "env", "file", "tuned", "default", "resolved", "receipt"]
 
 
 @dataclass(frozen=True)
@@ -351,6 +351,17 @@ def _cpu_threads(draft: Draft) -> Computed:
     return draft.machine.cores, "CPU cores of this process"
 
 
+def _torch_compile(draft: Draft) -> Computed:
+    asked = draft.values["kernel.enable_torch_compile"]
+    if asked and (not draft.on_gpu or draft.values["kernel.disable_cuda_graph"]):
+        raise ConfigError(
+            "--enable-torch-compile compiles steps that are captured on a GPU: there are none on a CPU or with "
+            "--disable-cuda-graph; leave it out.",
+            param="--enable-torch-compile",
+        )
+    return asked, ""
+
+
 def _random_seed(draft: Draft) -> Computed:
     return draft.machine.entropy % 2**31, "drawn at start"
 
@@ -372,6 +383,7 @@ _RESOLVERS: Mapping[str, Callable[[Draft], Computed]] = {
     "cache.max_total_tokens": _default("cache.max_total_tokens", _max_total_tokens),
     "schedule.max_running_requests": _default("schedule.max_running_requests", _max_running),
     "schedule.chunked_prefill_size": _chunk,
+    "kernel.enable_torch_compile": _torch_compile,
     "kernel.cpu_threads": _default("kernel.cpu_threads", _cpu_threads),
     "observe.log_level_http": _default(
         "observe.log_level_http", lambda draft: (draft.values["observe.log_level"], "as --log-level")

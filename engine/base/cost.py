@@ -34,6 +34,18 @@ class AttentionCost(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None
 
 
+class Product(Weights, frozen=True, kw_only=True):
+    """The linear layers of one name, as one of them is on average.
+
+    Args:
+        name: as in profiles.
+        activation_bytes_per_token: read and written.
+    """
+
+    name: str
+    activation_bytes_per_token: int
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """A loaded model. Without linear layers it says nothing, as that of a server that does not know its cost.
 
@@ -45,6 +57,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         format: of the activations.
         activation_bytes_per_token: what a token must carry from layer to layer, written and read once for each.
         logits_bytes_per_row: scores, written and read once.
+        products: parts of ``linears`` that profiles tell apart.
     """
 
     linears: tuple[Weights, ...] = ()
@@ -54,6 +67,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     format: str = ""
     activation_bytes_per_token: int = 0
     logits_bytes_per_row: int = 0
+    products: tuple[Product, ...] = ()
 
     @property
     def is_known(self) -> bool:

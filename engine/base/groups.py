@@ -25,26 +25,66 @@ class ModelConfig:
     tokenizer_mode: Literal["auto", "slow"] = option(
         "auto", "auto reads tokenizer.json; slow uses transformers' Python tokenizer.", env="TOKENIZER_MODE"
     )
-    load_format: Literal["auto", "safetensors", "dummy"] = option(
+    load_format: Literal["auto", "safetensors", "gguf", "bitsandbytes", "dummy"] = option(
         "auto",
-        "dummy makes random weights from config.json alone.",
+        "dummy makes random weights from config.json alone; gguf and bitsandbytes are found without being named.",
         env="LOAD_FORMAT",
-        later=("pt", "npcache", "gguf", "bitsandbytes", "layered"),
+        later=("pt", "npcache", "layered"),
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32", "half", "float"] = option(
         "auto",
         "Precision of weights and activations; auto is the checkpoint's, bfloat16 where it names none.",
         env="DTYPE",
     )
-    quantization: Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128"] = option(
+    quantization: Literal[
         "none",
-        "Round the linear layers' weights while loading: to 8 bits, a scale per output; or to 4 bits, a scale per "
-        "group of 32, 64 or 128 inputs, with a head of 8 bits.",
+        "int8",
+        "int4",
+        "int4-g32",
+        "int4-g64",
+        "int4-g128",
+        "fp8",
+        "nf4",
+        "awq",
+        "awq_marlin",
+        "gptq",
+        "gptq_marlin",
+        "marlin",
+        "bitsandbytes",
+        "compressed-tensors",
+        "gguf",
+        "modelopt",
+        "torchao",
+        "w8a8_fp8",
+        "w8a8_int8",
+    ] = option(
+        "none",
+        "Round the linear layers' weights while loading: int8 (a scale per output), int4-gN (a scale per group of N "
+        "inputs, with a head of 8 bits; int4 is int4-g128), fp8 (a scale per output) or nf4. The method of a quantized "
+        "checkpoint is found without this; the other names may say it, and a wrong one is an error.",
         env="QUANTIZATION",
-        later=(
-            *("awq", "fp8", "gptq", "marlin", "gptq_marlin", "awq_marlin", "bitsandbytes", "gguf", "modelopt"),
-            *("w8a8_int8", "squeezellm"),
-        ),
+        later=("squeezellm",),
+    )
+    torchao_config: Literal[
+        "none",
+        "int8dq",
+        "int8wo",
+        "fp8wo",
+        "fp8dq-per_tensor",
+        "fp8dq-per_row",
+        "int4wo-32",
+        "int4wo-64",
+        "int4wo-128",
+        "int4wo-256",
+    ] = option("none", "As --quantization, in torchao's words.", env="TORCHAO_CONFIG")
+    allow_repack: bool = option(
+        False,
+        "Round weights in a format that no kernel of this device runs once more, to int8 or int4, in place of decoding "
+        "them to the model's precision; the log says how large the error is that this adds.",
+    )
+    exact_activations: bool = option(
+        False,
+        "Decode 4-bit weight-only formats where their kernel would round activations to int8 by groups (on a CPU).",
     )
     context_length: int | None = option(
         None,
@@ -106,12 +146,11 @@ class CacheConfig:
         min=1,
         metavar="TOKENS",
     )
-    kv_cache_dtype: Literal["auto", "int8"] = option(
+    kv_cache_dtype: Literal["auto", "int8", "fp8_e4m3", "fp8_e5m2"] = option(
         "auto",
-        "What keys and values are kept in: auto is the model's precision; int8, with a scale per token and head, is "
-        "for bfloat16 models on a CPU.",
+        "What keys and values are kept in: auto is the model's precision; the others take a byte per number and a "
+        "scale per token and head.",
         env="KV_CACHE_DTYPE",
-        later=("fp8_e5m2", "fp8_e4m3"),
     )
     disable_radix_cache: bool = option(
         False, "Do not reuse the keys and values of common prefixes.", env="DISABLE_RADIX_CACHE"
@@ -190,8 +229,45 @@ class KernelConfig:
         flags=("--kernels", "--kernel"),
         metavar="OP=IMPL",
     )
-    attention_backend: Literal["auto", "cpu", "torch_native"] = option(
-        "auto", "Implementation of attention.", later=("flashinfer", "triton", "fa3")
+    attention_backend: Literal["auto", "cpu", "flashinfer", "triton", "torch_native"] = option(
+        "auto", "Implementation of attention; auto is the fastest that can compute the model here.", later=("fa3",)
+    )
+    sampling_backend: Literal["auto", "triton", "flashinfer", "pytorch"] = option(
+        "auto", "Implementation of random draws, short for --kernel sample.draw=...; pytorch is the reference."
+    )
+    disable_cuda_graph: bool = option(
+        False,
+        "Launch every kernel of a step on a GPU anew, in place of replaying steps that were captured.",
+        env="DISABLE_CUDA_GRAPH",
+    )
+    cuda_graph_max_bs: int = option(
+        256,
+        "Largest number of requests whose decoding steps are captured on a GPU.",
+        env="CUDA_GRAPH_MAX_BS",
+        min=1,
+        max=4096,
+        metavar="N",
+    )
+    cuda_graph_bs: tuple[str, ...] = option(
+        (),
+        "Numbers of requests to capture in place of those chosen by default; repeatable, or with commas.",
+        metavar="N",
+    )
+    disable_cuda_graph_padding: bool = option(
+        False,
+        "Replay a captured step only for exactly as many requests, not for fewer.",
+        env="DISABLE_CUDA_GRAPH_PADDING",
+    )
+    enable_torch_compile: bool = option(
+        False, "Have torch compile the small ones of the steps that are captured on a GPU.", env="ENABLE_TORCH_COMPILE"
+    )
+    torch_compile_max_bs: int = option(
+        32,
+        "Largest number of requests for --enable-torch-compile.",
+        env="TORCH_COMPILE_MAX_BS",
+        min=1,
+        max=4096,
+        metavar="N",
     )
     cpu_threads: int | None = option(
         None, "Threads of the CPU kernels; the cores of this process or container if not given.", min=1, max=4096
@@ -231,6 +307,12 @@ class ServeConfig:
     port: int = option(30000, "Port to listen on; 0 takes a free one.", min=0, max=65535)
     api_key: str = option("", "Key that clients must send as a bearer token.", env="API_KEY", secret=True)
     admin_api_key: str = option("", "Key for the administrative routes; --api-key if not given.", secret=True)
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "Further names by which a server that listens on localhost only may be called without a key, for a proxy in "
+        "front of it; repeatable, or with commas.",
+        metavar="NAME",
+    )
     enable_cache_report: bool = option(False, "Report cached prompt tokens in the usage of OpenAI responses.")
     strict_model_name: bool = option(False, "Refuse requests that name another model than the served one.")
     max_body_bytes: int = option(32 * 2**20, "Largest request body.", min=1024, metavar="BYTES")
@@ -333,7 +415,26 @@ class ObserveConfig:
     )
     enable_metrics: bool = option(False, "Serve Prometheus metrics at /metrics.")
     decode_log_interval: int = option(40, "Decode steps between two log lines.", min=1, metavar="STEPS")
+    request_ledger_size: int = option(
+        1000,
+        "Finished requests whose ledger is kept for `sgl explain`: where their time went; 0 records nothing.",
+        min=0,
+        max=1_000_000,
+        metavar="N",
+    )
     record_plans: str = option("", "File that receives every step plan, for replay.", metavar="FILE")
+    record: str = option(
+        "",
+        "Write every request to what generates, with its answer and its times, to files of JSON lines there, for "
+        "`sgl replay`. API keys are never written.",
+        metavar="DIR",
+    )
+    record_redact: Literal["none", "text"] = option(
+        "none", "text: --record puts made-up words of the same lengths for all that was said."
+    )
+    record_max_mb: int = option(
+        1024, "Of all files of --record together; the oldest goes.", min=8, max=1_000_000, metavar="MB"
+    )
 
 
 LATER = frozenset(
@@ -342,13 +443,12 @@ LATER = frozenset(
     quantization_param_path delete_ckpt_after_loading dp_size dp data_parallel_size
     load_balance_method ep_size ep cpu_offload_gb prefill_only_one_req base_gpu_id stream_output
     dist_init_addr nccl_init_addr nnodes node_rank lora_paths max_loras_per_batch lora_backend enable_lora
-    sampling_backend enable_flashinfer_mla speculative_algorithm speculative_algo
+    enable_flashinfer_mla speculative_algorithm speculative_algo
     speculative_draft_model_path speculative_draft speculative_num_steps speculative_num_draft_tokens
     speculative_eagle_topk speculative_token_map enable_double_sparsity ds_channel_config_path ds_heavy_channel_num
-    ds_heavy_token_num ds_heavy_channel_type ds_sparse_decode_threshold disable_cuda_graph
-    disable_cuda_graph_padding disable_custom_all_reduce disable_mla enable_nan_detection
+    ds_heavy_token_num ds_heavy_channel_type ds_sparse_decode_threshold
+    disable_custom_all_reduce disable_mla enable_nan_detection
     enable_p2p_check triton_attention_reduce_in_fp32 enable_mixed_chunk enable_dp_attention enable_ep_moe
-    enable_torch_compile torch_compile_max_bs cuda_graph_max_bs cuda_graph_bs torchao_config
     triton_attention_num_kv_splits num_continuous_decode_steps enable_memory_saver enable_nccl_nvls
     enable_hierarchical_cache pp_size
     """.split()  # noqa: SIM905 - as a literal it would be 70 lines

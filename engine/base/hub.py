@@ -8,10 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sgl.engine.base import gguf_folder
 from sgl.engine.base.errors import ModelError
 
 TOKENIZER_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+EVIDENCE_FILE = "quantization_evidence.json"
+"""How a checkpoint was quantized and what it was measured to be worth, if `sgl quantize` wrote it."""
 
 
 def demo_model() -> Path:
@@ -22,12 +25,18 @@ def demo_model() -> Path:
 def locate(model: str, files: Sequence[str], revision: str = "", download_dir: str = "") -> Path:
     """The directory that holds a model's files, downloading those that match ``files`` if ``model`` is a Hub id.
 
+    A GGUF file counts as the directory that `gguf_folder` makes of it.
+
     Raises:
         ModelError: no such directory or repository, no access, or no network.
     """
     path = Path(model).expanduser()
-    if model.strip() and path.is_dir():
-        return path
+    if model.strip() and path.exists():
+        if (file := gguf_folder.find(path)) is not None:
+            return gguf_folder.unfold(file)
+        if path.is_dir():
+            return path
+        raise ModelError(f"--model-path {model}: this is neither a directory nor a GGUF file.")
     if not model.strip() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"--model-path {model}: there is no such directory.")
     from huggingface_hub import snapshot_download
@@ -60,6 +69,20 @@ def read_config(model: str, revision: str = "", download_dir: str = "") -> dict[
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object.")
     return content
+
+
+def read_evidence(model: str, revision: str = "", download_dir: str = "") -> Any:
+    """What the checkpoint says of its quantization, from this machine's files only; None if it says nothing."""
+    try:
+        found: object = Path(model).expanduser() / EVIDENCE_FILE
+        if not Path(model).expanduser().is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(model, EVIDENCE_FILE, download_dir or None, revision or None)
+        path = Path(found) if isinstance(found, str | Path) else None
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _hub_problem(model: str, error: Exception) -> str:

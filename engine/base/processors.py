@@ -110,6 +110,11 @@ def read_processor(text: str, custom_params: Mapping[str, Any] | None) -> Proces
     return Processor(found.name, params.decode())
 
 
+def write_processor(call: Processor) -> str:
+    """What `read_processor` reads as ``call``."""
+    return msgspec.json.encode({"name": call.name, "params": msgspec.Raw(call.params.encode())}).decode()
+
+
 def known_processors() -> list[str]:
     """The names that requests may use here."""
     _load_installed()

@@ -7,10 +7,12 @@ Those that every step makes are hidden from the garbage collector (``gc=False``)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
+
+from sgl.engine.base.ledger import StepNote
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
@@ -164,7 +166,10 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """``step`` is the one that they are of, if ledgers are kept; it may have brought no output."""
+
     items: list[Output]
+    step: StepNote | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply"):
@@ -282,8 +287,46 @@ class StepResult(Protocol):
     def wait(self) -> list[RowOutput]: ...
 
 
-Masks = Mapping[int, bytes]
-"""Row index -> allowed tokens of the sampled position: one bit per vocabulary entry, least significant bit first."""
+class Masks(Protocol):
+    """What grammars allow at the sampled positions of a step, by row index; every other row is free."""
+
+    @property
+    def rows(self) -> Collection[int]: ...
+
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+        """The rows' tokens, as far as no mask is needed: the likeliest if that may come, or the only one that may.
+
+        Where the likeliest token is at hand (-1 is none) this costs less than a mask. -1 is no answer; after any other
+        the row's grammar has advanced, and the token must be the one that is reported.
+        """
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """Masks of such rows: one bit per vocabulary entry, least significant bit first."""
+
+
+class KnownMasks(msgspec.Struct, frozen=True):
+    """`Masks` that were there before; whoever recorded them kept those that the sampled tokens hung on.
+
+    ``forced`` are, by row, the tokens that needed no mask since no other one may come.
+    """
+
+    by_row: dict[int, bytes] = {}
+    forced: dict[int, int] = {}
+
+    @property
+    def rows(self) -> Collection[int]:
+        return self.by_row.keys() | self.forced.keys()
+
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+        return [self.forced.get(row, -1) for row in rows]
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        return [self.by_row[row] if row in self.by_row else _only(self.forced[row]) for row in rows]
+
+
+def _only(token_id: int) -> bytes:
+    """The mask that allows one token, as far as its byte."""
+    return bytes(token_id // 8) + bytes([1 << token_id % 8])
 
 
 class Executor(Protocol):

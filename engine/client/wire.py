@@ -11,7 +11,7 @@ from sgl.engine.base.cost import Cost
 from sgl.engine.base.errors import ConfigError, EngineDiedError, ModelError, OverloadedError, SglError
 from sgl.engine.base.types import Abort, Add, Call, Outputs, Reply, Shutdown, Stats
 
-LOOP = "sgl.engine.loop:build_loop"
+LOOP = "sgl.engine.assembly:build_loop"
 """What makes the loop of an engine: ``module:function``, called with (config, inbox, outbox)."""
 
 
@@ -34,7 +34,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     ``tool_parser`` and ``reasoning_parser`` are those of the model's family, empty if it has none.
     ``context_len`` counts prompt and answer; ``max_req_input_len`` is where ``--allow-auto-truncate`` cuts.
-    ``cost`` is what its steps cost; ``startup`` when the phases of its start ended (`Timeline.marks`).
+    ``cost`` is what its steps cost; ``startup`` when the phases of its start ended (`Timeline.marks`). ``kernels`` says
+    which implementation computes every op, on ``isa``.
     """
 
     model_path: str = ""
@@ -51,6 +52,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str = ""
     cost: Cost = Cost()
     startup: tuple[tuple[str, float], ...] = ()
+    kernels: dict[str, str] = {}
+    isa: str = ""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,10 @@ Status = Literal["compiling", "waiting", "running", "finished"]
 NO_ROW = Row(rid="", slot=-1, num_tokens=0)
 
 
+_ROWS_PER_TOKEN = 4
+"""With so many rows for every forced token, steps that compute several tokens of a row cost as much as they save."""
+
+
 class RequestState:
     """A request on its way from *computed* to *known* tokens.
 
@@ -31,6 +35,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "added_s",
         "arrival_key",
         "cached_tokens",
         "computed",
@@ -108,7 +113,7 @@ class RequestState:
         self.prompt_logprobs_sent = 0
         self.hidden_sent = 0
         self.num_preempted = 0
-        self.queued_at_s = now_s
+        self.added_s = self.queued_at_s = now_s
         self.queue_time_s = 0.0
         self.overdue_at = 0
         self.match_version = -1
@@ -179,8 +184,11 @@ class RequestState:
             return FinishReason(kind="length")
         return None
 
-    def jump(self) -> tuple[list[int], FinishReason | None]:
-        """Takes in the tokens that the grammar forces; the next step computes them together, like a prompt.
+    def jump(self, num_running: int) -> tuple[list[int], FinishReason | None]:
+        """Takes in the tokens that the grammar forces, if that is worth it; the next step computes them together.
+
+        Each saves this request a step, of which it has one part in ``num_running``, and all pay for a step that is not
+        plain decoding.
 
         A row in flight samples the first of them, since its mask will allow nothing else; to jump over that one alone
         saves nothing. Whoever wants something of every sampled token does not want it to be skipped.
@@ -189,7 +197,7 @@ class RequestState:
         if self.grammar is None or wants.logprobs or wants.hidden:
             return [], None
         forced = self.grammar.forced()
-        if len(forced) <= self.inflight:
+        if len(forced) <= max(self.inflight, num_running // _ROWS_PER_TOKEN):
             return [], None
         begin = len(self.tokens)
         for token_id in forced:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import bisect
 import logging
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sgl.engine.base.errors import SglError
+from sgl.engine.base.ledger import Hold
 from sgl.engine.base.types import FinishReason, Output, PageRun, Request, Row, RowOutput, StepPlan, TokenRun
 from sgl.engine.core.cache import PageCache
 from sgl.engine.core.expectation import ExpectedShare
-from sgl.engine.core.grammar import GrammarCompiler
+from sgl.engine.core.grammar import GrammarCompiler, StepMasks
+from sgl.engine.core.limits import StepLimits
 from sgl.engine.core.policy import make_policy
 from sgl.engine.core.request import RequestState, refusal
 
@@ -50,10 +53,7 @@ class Scheduler:
     """Owns requests from `add` to their last `Output`. Call `schedule`, execute the plan, then `update`, in order."""
 
     def __init__(self, config: SchedulerConfig, grammars: GrammarCompiler) -> None:
-        self.config = config
-        self.cache = PageCache(config.num_pages, config.page_size, prefix_caching=config.prefix_caching)
         self._grammars = grammars
-        self._order = make_policy(config.policy, config.seed)
         self._states: dict[str, RequestState] = {}
         self._compiling: list[RequestState] = []
         self._waiting: list[RequestState] = []  # sorted by arrival_key
@@ -65,12 +65,23 @@ class Scheduler:
         self._admitted = 0
         self._step_id = 0
         self._now_s = 0.0
-        self._share_used = ExpectedShare(config.conservativeness)
         self._is_paused = False
         self._shut: FinishReason | None = None
+        self.hold = Hold.NOTHING
         self.num_preempted = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
+        self.configure(config)
+
+    def configure(self, config: SchedulerConfig) -> None:
+        """Goes on with other settings and an empty prefix cache; only while no request is known."""
+        assert not self.has_work and len(self._free_slots) == config.max_running
+        self.config = config
+        self.cache = PageCache(config.num_pages, config.page_size, prefix_caching=config.prefix_caching)
+        self._order = make_policy(config.policy, config.seed)
+        self._share_used = ExpectedShare(config.conservativeness)
+        least = config.page_size if config.split_prompts else config.max_step_tokens
+        self._limits = StepLimits(config.max_step_tokens, config.max_running, least)
 
     # ---- requests in and out ----------------------------------------------------------------------------------------
 
@@ -95,6 +106,10 @@ class Scheduler:
     def num_used_pages(self) -> int:
         """Pages that somebody needs now; cached ones that nobody uses do not count."""
         return self.config.num_pages - self.cache.num_available
+
+    def state_of(self, rid: str) -> RequestState:
+        """Of a request that is known, for those who record steps."""
+        return self._states[rid]
 
     def add(self, request: Request, now_s: float) -> list[Output]:
         """Queues a request; one that cannot be taken is answered at once."""
@@ -206,10 +221,12 @@ class Scheduler:
         num_preempted = self.num_preempted
         budget = self._plan_running(rows, states)
         if self._waiting and budget > 0 and self._free_slots and self.num_preempted == num_preempted:
-            self._admit(rows, states, budget, now_s)
+            budget = self._admit(rows, states, budget, now_s)
+        self.hold = self._hold(budget) if self._waiting else Hold.NOTHING
         self._share_used.decay()
         plan = StepPlan(self._step_id, tuple(rows), tuple(self._freed_slots))
         if rows:
+            self._limits.note()
             self._step_id += 1
             self._freed_slots = []
             self._inflight.append((plan, states))
@@ -220,7 +237,7 @@ class Scheduler:
 
         Decodes are cheap and somebody watches them, so room for all of them is set aside before any prompt chunk.
         """
-        budget = self.config.max_step_tokens
+        budget = self._limits.tokens
         if self.config.split_prompts:
             decodes = sum([state.known - state.computed == 1 for state in self._running])
             budget = max(budget - decodes * (1 + self.config.max_draft), min(self.config.page_size, budget))
@@ -270,8 +287,16 @@ class Scheduler:
         page = self.config.page_size
         return size if size == remaining or size < page else size // page * page
 
-    def _admit(self, rows: list[Row], states: list[RequestState], budget: int, now_s: float) -> None:
-        """Moves waiting requests into free slots in policy order, until one does not fit."""
+    def _hold(self, budget: int) -> Hold:
+        """What keeps the others waiting, after a step was planned that has ``budget`` left."""
+        if self._is_paused:
+            return Hold.PAUSE
+        if not self._free_slots:
+            return Hold.SLOTS
+        return Hold.BUDGET if budget <= 0 else Hold.MEMORY
+
+    def _admit(self, rows: list[Row], states: list[RequestState], budget: int, now_s: float) -> int:
+        """Moves waiting requests into free slots in policy order, until one does not fit; returns the budget left."""
         reserved = sum(self._future_pages(state) for state in self._running)
         order = self._order(self._waiting, self.cache)
         oldest = self._waiting[0]
@@ -281,7 +306,7 @@ class Scheduler:
             order = [state for state in order if state.has_begun]
         admitted: list[RequestState] = []
         for state in order:
-            if budget <= 0 or not self._free_slots:
+            if budget <= 0 or not self._free_slots or len(self._running) >= self._limits.rows:
                 break
             if state.inflight:
                 continue  # preempted; its last tokens are still on their way
@@ -298,6 +323,7 @@ class Scheduler:
         if admitted:
             self._admitted += len(admitted)
             self._waiting = [state for state in self._waiting if state.status == "waiting"]
+        return budget
 
     def _try_start(self, state: RequestState, budget: int, reserved: int, *, alone: bool) -> int:
         """Gives a waiting request its prefix, slot and first pages; returns the size of its first chunk, 0 if none."""
@@ -439,10 +465,10 @@ class Scheduler:
         self._freed_slots.append(state.slot)
         state.node, state.pages, state.num_shared, state.slot = None, [], 0, -1
 
-    def _requeue(self, state: RequestState) -> None:
+    def _requeue(self, state: RequestState, *, keep: bool = True) -> None:
         """Puts a running request back into the queue; it will be recomputed, from the cache where that survives."""
         self._running.remove(state)
-        self._surrender(state, keep=True)
+        self._surrender(state, keep=keep)
         state.status = "waiting"
         state.queued_at_s = self._now_s
         state.num_preempted += 1
@@ -489,10 +515,10 @@ class Scheduler:
         return outputs
 
     def _take_in(self, row: Row, state: RequestState, result: RowOutput) -> Output | None:
-        if result.error is not None:
-            return self._end(state, FinishReason(kind="abort", message=result.error, status=500, code="model_error"))
         if state.failure is not None:
             return self._end(state, state.failure)
+        if result.error is not None:
+            return self._end(state, FinishReason(kind="abort", message=result.error, status=500, code="model_error"))
         if row.kind == "token" and state.num_void:
             state.num_void -= 1
             return None
@@ -504,7 +530,7 @@ class Scheduler:
                 tokens = tokens[:count]
                 break
         if finish is None and tokens and state.grammar is not None and self.config.jump_forward:
-            settled, finish = state.jump()
+            settled, finish = state.jump(len(self._running))
             tokens = [*tokens, *settled]
         if row.kind == "token" and state.status == "running":
             slack = 1 + row.num_draft - len(result.token_ids)
@@ -546,23 +572,19 @@ class Scheduler:
             self._surrender(state, keep=finish.status < 500)
         return output
 
-    def masks(self) -> dict[int, bytes]:
-        """Grammar masks of the newest plan, by row; call it once the results of all older plans are in."""
+    def masks(self) -> StepMasks:
+        """Grammar masks of the newest plan; call it once the results of all older plans are in."""
         plan, states = self._inflight[-1]
-        constrained = [
-            (index, state, state.grammar)
+        constrained = {
+            index: state.grammar
             for index, (row, state) in enumerate(zip(plan.rows, states, strict=True))
             if state.grammar is not None and row.kind == "token" and state.status == "running" and not state.num_void
-        ]
-        masks: dict[int, bytes] = {}
-        if constrained:
-            filled = self._grammars.masks([grammar for _, _, grammar in constrained])
-            for (index, state, _), mask in zip(constrained, filled, strict=True):
-                if isinstance(mask, SglError):
-                    state.failure = refusal(mask)
-                else:
-                    masks[index] = mask
-        return masks
+        }
+
+        def fail(row: int, error: SglError) -> None:
+            states[row].failure = refusal(error)
+
+        return StepMasks(constrained, self._grammars, fail)
 
     def close(self) -> None:
         """Ends what runs beside the loop; no request may be known any more."""
@@ -581,6 +603,31 @@ class Scheduler:
                 self._surrender(state, keep=False)
         outputs = [self._end(state, finish) for state in list(self._running)]
         self.cache.flush()
+        return outputs
+
+    def retract(self, message: str, advanced: Collection[int] = ()) -> list[Output]:
+        """Memory did not suffice for the newest plan, and all older results are in: does as if it had never been made.
+
+        Whatever runs goes back to the queue, and less of it comes again at once, so the youngest wait. With ``message``
+        end a request that did not fit by itself, and the rows whose grammars have ``advanced`` beyond recall.
+        """
+        plan, states = self._inflight.pop()
+        assert not self._inflight, "results of older plans are taken in first"
+        is_published = any(row.num_tokens > 1 + row.num_draft or row.init is not None for row in plan.rows)
+        for row, state in zip(plan.rows, states, strict=True):
+            state.inflight, state.num_void = 0, 0
+            state.computed -= row.num_tokens
+            if state.status == "finished" and state.node is not None:
+                self._surrender(state, keep=False)
+        self._freed_slots = [*plan.finished_slots, *self._freed_slots]
+        lost = range(len(states)) if not self._limits.shrink(plan.num_tokens, len(plan.rows)) else advanced
+        reason = FinishReason(kind="abort", message=message, status=503, code="out_of_memory")
+        outputs = [self._end(states[row], reason) for row in lost if states[row].status == "running"]
+        logger.warning("%s Step %d is planned anew, in parts (%d requests).", message, plan.step_id, len(states))
+        for state in list(self._running):
+            self._requeue(state, keep=not is_published)
+        if is_published:  # prefixes of which nothing was computed
+            self.cache.flush()
         return outputs
 
     def check(self) -> None:

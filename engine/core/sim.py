@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from sgl.engine.base.ledger import StepTime
 from sgl.engine.base.types import Masks, Row, RowInit, RowOutput, StepPlan
 
 
@@ -21,6 +22,10 @@ class SimModel:
     draft_hit_rate: float = 0.7
     step_s: float = 1e-3
     token_s: float = 1e-5
+
+    @property
+    def time(self) -> StepTime:
+        return StepTime(self.step_s, self.token_s)
 
     def absorb(self, state: int, token_id: int) -> int:
         """The state after one more token; the empty prefix has state ``seed``."""
@@ -85,12 +90,12 @@ class SimExecutor:
         for row in plan.rows:
             self._apply(row)
         self._states = [self._compute(row) for row in plan.rows]
-        self.clock.now_s += self.model.step_s + plan.num_tokens * self.model.token_s
+        self.clock.now_s += self.model.time.seconds(plan.num_tokens)
 
     def sample(self, plan: StepPlan, masks: Masks) -> SimResult:
         return SimResult(
             [
-                self._sample(row, states, masks.get(index))
+                self._sample(row, states, self._mask(index, states[-1], masks))
                 for index, (row, states) in enumerate(zip(plan.rows, self._states, strict=True))
             ]
         )
@@ -126,6 +131,13 @@ class SimExecutor:
     def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
         page, offset = divmod(position, self._page_size)
         return slot.pages[page], offset
+
+    def _mask(self, index: int, state: int, masks: Masks) -> bytes | None:
+        """What the row's token is chosen from; None for all."""
+        if index not in masks.rows:
+            return None
+        (token_id,) = masks.settle([index], [self.model.next_token(state)])
+        return masks.read([index])[0] if token_id < 0 else (1 << token_id).to_bytes(self.model.vocab_size, "little")
 
     def _sample(self, row: Row, states: list[int], mask: bytes | None) -> RowOutput:
         slot = self._slots[row.slot]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
 from sgl.engine.attn.batch import KVSpec
-from sgl.engine.base.cost import AttentionCost, Cost, Weights
+from sgl.engine.base.cost import AttentionCost, Cost, Product, Weights
 from sgl.engine.nn.embedding import Embedding, TiedHead
 from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.spec import ModelSpec
@@ -23,6 +24,7 @@ def cost_of(
     head: Linear | TiedHead | None,
     kv_specs: Sequence[KVSpec],
     dtype: torch.dtype,
+    products: Mapping[str, Sequence[Linear]] = MappingProxyType({}),
 ) -> Cost:
     """The cost of a model whose weights are loaded.
 
@@ -30,6 +32,7 @@ def cost_of(
         leaves: its parts that have weights, the head among them.
         head: None of a model that pools.
         dtype: of the activations.
+        products: those linear layers that have a name in profiles.
     """
     tables = [leaf for leaf in leaves if isinstance(leaf, Embedding)]
     linears = [leaf for leaf in leaves if isinstance(leaf, Linear) and leaf is not head]
@@ -59,6 +62,19 @@ def cost_of(
         format=_short(str(dtype).removeprefix("torch.")),
         activation_bytes_per_token=2 * len(spec.layers) * spec.hidden_size * dtype.itemsize,
         logits_bytes_per_row=0 if head is None else 2 * 4 * spec.vocab_size,
+        products=tuple(_product(name, group, dtype) for name, group in products.items()),
+    )
+
+
+def _product(name: str, group: Sequence[Linear], dtype: torch.dtype) -> Product:
+    """The mean of layers, which may differ."""
+    width = sum(linear.in_features + sum(linear.parts) for linear in group) / len(group)
+    return Product(
+        name=name,
+        format=_short(group[0].format),
+        params=sum(linear.in_features * sum(linear.parts) for linear in group) // len(group),
+        size_bytes=sum(linear.nbytes for linear in group) // len(group),
+        activation_bytes_per_token=int(width * dtype.itemsize),
     )
 
 

@@ -11,16 +11,19 @@ from torch import Tensor
 from sgl.engine.attn.backend import AttentionBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.base.cost import Cost
+from sgl.engine.base.trace import span
 from sgl.engine.nn.attention import Attention
 from sgl.engine.nn.cost import cost_of
 from sgl.engine.nn.embedding import Inputs, TiedHead
 from sgl.engine.nn.fusion import fuse
 from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.mlp import Mlp
+from sgl.engine.nn.moe import Moe
 from sgl.engine.nn.norm import NoNorm, Norm
 from sgl.engine.nn.pooling import PoolingHead
 from sgl.engine.nn.rope import NoRope, Rope, Rotation
-from sgl.engine.nn.spec import LayerSpec, ModelSpec, RopeSpec
+from sgl.engine.nn.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec, RopeSpec
+from sgl.engine.nn.taps import Show, tap
 from sgl.engine.nn.weights import Build
 from sgl.kernels.cpu.decoder import FusedDecoder
 
@@ -30,10 +33,11 @@ class Layer:
 
     def __init__(self, build: Build, index: int, spec: LayerSpec, model: ModelSpec, rotation: Rotation) -> None:
         names = build.names
+        self.name = f"layer {index}"
         self.attention_norm = Norm(build, names.attention_norm.format(index), model.norm, model.hidden_size)
         self.attention = Attention(build, index, spec.attention, model.hidden_size, rotation)
         self.mlp_norm = Norm(build, names.mlp_norm.format(index), model.norm, model.hidden_size)
-        self.mlp = Mlp(build, index, spec.mlp, model.hidden_size)
+        self.mlp = _feed_forward(build, index, spec.mlp, model.hidden_size)
         self.attention_out_norm: Norm | NoNorm = NoNorm()
         self.mlp_out_norm: Norm | NoNorm = NoNorm()
         if model.norms == "sandwich":
@@ -94,8 +98,16 @@ class Model:
         return run(hidden, batch, kv_layers, backend)
 
     def finish(self) -> None:
-        """Called once, when all weights are there: joins the layers to one call where that is possible."""
+        """Called once, when all weights are there: joins experts, and the layers to one call where that is possible."""
+        for layer in self._layers:
+            if isinstance(layer.mlp, Moe):
+                layer.mlp.finish()
         self._fused = fuse(self.spec, self._layers, self._rotations, self._kernels)
+
+    def tap(self, show: Show) -> None:
+        """From now on shows what goes through the modules; layers no longer run as one call."""
+        self._fused = None
+        tap(self.leaves, self._rotations, show)
 
     @property
     def is_fused(self) -> bool:
@@ -110,7 +122,8 @@ class Model:
             self._attached = kv_layers
             fused.attach([(kv.k, kv.v, kv.k_scale, kv.v_scale) for kv in kv_layers])
         out_loc, page_table = batch.out_loc[group], batch.page_table[group]
-        return fused.run(hidden, batch.positions, batch.cu_q, batch.seq_lens, out_loc, page_table)
+        with span("decoder"):
+            return fused.run(hidden, batch.positions, batch.cu_q, batch.seq_lens, out_loc, page_table)
 
     def _run_layers(
         self, residual: Tensor, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]
@@ -121,10 +134,13 @@ class Model:
         x = self._layers[0].attention_norm(residual)
         following = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
         for layer, next_norm, rotation, kv in zip(self._layers, following, self._rotation_of, kv_layers, strict=True):
-            x = layer.attention_out_norm(layer.attention(x, tables[rotation], kv, backend, meta))
-            x, residual = layer.mlp_norm.add(x, residual)
-            x = layer.mlp_out_norm(layer.mlp(x))
-            x, residual = next_norm.add(x, residual)
+            with span(layer.name):
+                with span("attention"):
+                    x = layer.attention_out_norm(layer.attention(x, tables[rotation], kv, backend, meta))
+                    x, residual = layer.mlp_norm.add(x, residual)
+                with span("mlp"):
+                    x = layer.mlp_out_norm(layer.mlp(x))
+                    x, residual = next_norm.add(x, residual)
         return x
 
     def _run_post(
@@ -134,8 +150,11 @@ class Model:
         meta = backend.plan(batch)
         tables = [rotation.tables(batch.positions) for rotation in self._rotations]
         for layer, rotation, kv in zip(self._layers, self._rotation_of, kv_layers, strict=True):
-            x, _ = layer.attention_norm.add(layer.attention(x, tables[rotation], kv, backend, meta), x)
-            x, _ = layer.mlp_norm.add(layer.mlp(x), x)
+            with span(layer.name):
+                with span("attention"):
+                    x, _ = layer.attention_norm.add(layer.attention(x, tables[rotation], kv, backend, meta), x)
+                with span("mlp"):
+                    x, _ = layer.mlp_norm.add(layer.mlp(x), x)
         return x
 
     def _make_head(self, build: Build) -> Linear | TiedHead:
@@ -147,13 +166,24 @@ class Model:
     @property
     def cost(self) -> Cost:
         """What steps cost, for those who measure how long they take."""
-        return cost_of(self.spec, self.leaves, self._head, self.kv_specs, self._dtype)
+        return cost_of(self.spec, self.leaves, self._head, self.kv_specs, self._dtype, self._products())
+
+    def _products(self) -> dict[str, list[Linear]]:
+        """The linear layers by what they are called in a profile; without those of layers that have others."""
+        products: dict[str, list[Linear]] = {}
+        for layer in self._layers:
+            own = {"qkv": layer.attention.qkv, "out": layer.attention.out}
+            if isinstance(layer.mlp, Mlp):
+                own |= {"up": layer.mlp.up, "down": layer.mlp.down}
+            for name, linear in own.items():
+                products.setdefault(name, []).append(linear)
+        return products
 
     def activation_bytes(self, num_tokens: int, num_logits: int) -> int:
         """The most that a step of so many tokens needs beside weights and cache: activations and float32 logits."""
         layer = self.spec.layers[0]
         heads = 2 * (layer.attention.num_heads + layer.attention.num_kv_heads) * layer.attention.head_dim
-        width = 4 * self.spec.hidden_size + heads + 3 * layer.mlp.intermediate_size
+        width = 4 * self.spec.hidden_size + heads + 3 * max(layer.mlp.intermediate_size for layer in self.spec.layers)
         return num_tokens * width * self._dtype.itemsize + 3 * num_logits * self.spec.vocab_size * 4
 
     @torch.inference_mode()
@@ -163,6 +193,13 @@ class Model:
         scores = self._head(hidden)
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+
+def _feed_forward(build: Build, layer: int, spec: MlpSpec | MoeSpec, hidden_size: int) -> Mlp | Moe:
+    if isinstance(spec, MoeSpec):
+        return Moe(build, layer, spec, hidden_size)
+    names = (tuple(name.format(layer) for name in build.names.up), build.names.down.format(layer))
+    return Mlp(build, names, spec, hidden_size)
 
 
 def _rotation(build: Build, spec: RopeSpec | None) -> Rotation:

@@ -9,11 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from sgl.engine.api import Generation
-from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import TokenLogprob
 from sgl.engine.text.detokenize import Detokenizer
 from sgl.engine.text.parsers import Content, Event, OutputParser
 from sgl.engine.text.tokenizer import Tokenizer
+from sgl.server.errors import raise_if_aborted
 from sgl.server.openai.conversation import Conversation
 from sgl.server.state import ServerState
 
@@ -56,8 +56,7 @@ async def read_turn(state: ServerState, conversation: Conversation) -> AsyncGene
     async with aclosing(state.generate([request])) as items:
         async for _, item in items:
             finish = item.finish_reason
-            if finish is not None and finish.kind == "abort":
-                raise SglError(finish.message, code=finish.code, status=finish.status)
+            raise_if_aborted(finish)
             found = aligned.push(item) if aligned else list(map(Found, parser.push(item.delta)))
             if finish is None:
                 yield Step(item, found)

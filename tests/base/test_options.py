@@ -44,7 +44,7 @@ def test_text_and_typed_values_parse(name: str, text: object, value: object) -> 
          "log_requests in a.yaml (--log-requests) must be true or false, got 'maybe'."),
         ("schedule_policy", "--schedule-policy", "fcsf",
          "--schedule-policy must be one of lpm, fcfs, dfs-weight, random, got 'fcsf'. Did you mean 'fcfs'?"),
-        ("load_format", "--load-format", "gguf", "--load-format gguf is not supported by this version of sgl."),
+        ("load_format", "--load-format", "npcache", "--load-format npcache is not supported by this version of sgl."),
         ("kernels", "kernels", [1], "kernels (--kernels) must be a list, got [1]."),
         ("host", "--host", "a\0b", "--host must not contain NUL characters."),
         ("host", "--host", ["a"], "--host must be text, got ['a']."),

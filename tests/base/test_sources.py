@@ -172,11 +172,11 @@ def test_sglangs_own_variable_needs_no_permission() -> None:
 
 
 def test_variables_of_images_for_what_is_not_there_yet() -> None:
-    idle = {"DISABLE_CUDA_GRAPH": "false", "DATA_PARALLEL_SIZE": "1", "QUANTIZATION": ""}
+    idle = {"DISABLE_MLA": "false", "DATA_PARALLEL_SIZE": "1", "QUANTIZATION": ""}
     assert sources.from_environment(idle, compat=True) == {}
     assert sources.from_assignments(["dp_size=1"]) == sources.from_call({"dp_size": 1, "enable_mla": None}) == {}
-    with pytest.raises(ConfigError, match="TORCHAO_CONFIG=int8dq is not supported"):
-        sources.from_environment({"TORCHAO_CONFIG": "int8dq"}, compat=True)
+    with pytest.raises(ConfigError, match="DATA_PARALLEL_SIZE=2 is not supported"):
+        sources.from_environment({"DATA_PARALLEL_SIZE": "2"}, compat=True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from sgl.engine.base import env
 from sgl.engine.base.trace import span
 
 
@@ -27,3 +28,16 @@ def test_without_a_profile_there_is_one_shared_null() -> None:
 def test_it_does_not_import_torch() -> None:
     code = "import sys; from sgl.engine.base.trace import span; span('a'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_spans_are_nvtx_ranges_where_nsys_asks_for_them() -> None:
+    pytest.importorskip("nvtx")
+    code = """
+import nvtx
+from sgl.engine.base.trace import span
+assert type(span("a")) is nvtx.annotate
+with span("a"):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**env.all_variables(), "SGL_NVTX": "1"}, check=False)
+    assert done.returncode == 0

@@ -35,7 +35,8 @@ def test_the_demo_model_agrees_with_transformers(
 def test_another_model_does_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     changed = '{"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}'
     assert run(monkeypatch, "bench", "one-batch", "--correct", "--json-model-override-args", changed) == 1
-    assert "They do not agree" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "They do not agree" in told and "rope (rotary_emb)" in told and "rope_theta 300" in told
 
 
 def test_random_weights_cannot_be_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,10 @@ def test_the_least_share_of_the_limit_is_a_gate(bench: Bench, config: EngineConf
     [
         (["--batch-size", "0"], "--batch-size takes positive numbers"),
         (["--input-len", "x"], "--input-len takes positive numbers"),
-        (["--shape", "huge"], "--shape huge is unknown; use qwen2.5-0.5b, smollm2-135m"),
+        (
+            ["--shape", "huge"],
+            "--shape huge is unknown; use llama-2-7b, llama-3.1-8b, qwen2.5-0.5b, qwen3-0.6b, qwen3-8b, smollm2-135m",
+        ),
         (["--versus", "nothing"], "--versus nothing is unknown"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0."),
         (["--min-limit", "run=1"], "--min-limit must be a share like 0.7, or decode=0.7,prefill=0.7"),

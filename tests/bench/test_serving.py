@@ -273,7 +273,7 @@ def test_a_cache_in_another_state_is_refused_and_nothing_recorded(
 
 
 def test_a_warm_cache_is_filled_with_the_prompts(checkpoint: Path) -> None:
-    with fake(checkpoint, cached=5) as server:
+    with fake(checkpoint, cached=8) as server:
         (line,) = lines_of(server, plan_of(3, "warm"))
     prompts = [tuple(body["input_ids"]) for body in server.bodies]
     assert len(prompts) == 1 + 3 + 3 and set(prompts[:4]) > set(prompts[4:])

@@ -47,7 +47,7 @@ def test_an_unambiguous_beginning_is_enough(line: str, full: str) -> None:
         ("--spec x", "--spec is not supported by this version of sgl."),
         ("--dp 2", "--dp is not supported by this version of sgl."),
         ("--nccl-init-addr x", "--nccl-init-addr is not supported by this version of sgl."),
-        ("--torchao-config=int8dq", "--torchao-config is not supported by this version of sgl."),
+        ("--ds-channel-config-path=x", "--ds-channel-config-path is not supported by this version of sgl."),
         ("--page-siez 3", "There is no option --page-siez. Did you mean '--page-size'?"),
     ],
 )

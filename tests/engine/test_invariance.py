@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from sgl.engine.attn.backend import Captured, GraphBackend
+from sgl.engine.attn.batch import ForwardBatch
 from sgl.engine.attn.choice import choose_backend
 from sgl.engine.attn.cpu import CpuBackend
 from sgl.engine.base.device import detect_isa, open_device
 from sgl.engine.base.types import Add, Processor, Request, SamplingParams, TokenLogprob, Wants
+from sgl.engine.core.grammar import NoGrammars
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
-from sgl.engine.loop import EngineLoop, NoGrammars
+from sgl.engine.loop import EngineLoop
 from sgl.engine.models.loader import load_model, read_config
 from sgl.engine.nn.decoder import Model
 from sgl.engine.runtime.executor import TorchExecutor
+from sgl.engine.runtime.graphs import GraphOptions
 from sgl.kernels.cpu import native
 from sgl.kernels.registry import bind
 from sgl.quant.config import FORMATS
@@ -38,6 +42,7 @@ SCHEDULES: list[dict[str, Any]] = [
     {"max_step_tokens": 16, "overlap": 1},
     {"max_step_tokens": 33, "num_pages": 14, "overlap": 1},
     {"prefix_caching": False},
+    {"max_step_tokens": 16, "overlap": 1, "captured_rows": (1, 2, 4, 8)},
 ]
 
 
@@ -59,7 +64,7 @@ class Recorder(Script):
 
 
 MODELS = [
-    *((family, "none", "") for family in FAMILIES),
+    *((family, "none", "") for family in (*FAMILIES, "qwen2_moe")),
     *(("qwen2", format, "") for format in FORMATS),
     ("gpt2", "int8", ""),
     *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2")),
@@ -81,6 +86,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         quantization=quantization,
         kv_dtype=torch.int8 if kv_cache else None,
     )
+
+
+class Capturable(CpuBackend):
+    """With captures that are the functions themselves: padded rows and tensors that stay where they are remain."""
+
+    def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[ForwardBatch]:
+        return Captured(self, batch)
 
 
 def make_requests() -> list[Request]:
@@ -106,6 +118,7 @@ def run(
     num_pages: int = 100,
     max_step_tokens: int = 512,
     prefix_caching: bool = True,
+    captured_rows: tuple[int, ...] = (),
 ) -> Recorder:
     kernels = bind("cpu", detect_isa(), torch.bfloat16)
     device = open_device("cpu")
@@ -114,7 +127,11 @@ def run(
     config = SchedulerConfig(
         num_pages, PAGE, 8, max_step_tokens, 100, MAX_LEN, conservativeness=0.1, prefix_caching=prefix_caching
     )
-    executor = TorchExecutor(model, backend, device, num_slots=8, max_len=MAX_LEN, num_pages=num_pages, page_size=PAGE)
+    graphs = GraphOptions(captured_rows, min_speedup=0) if captured_rows else None
+    sizes = {"num_slots": 8, "max_len": MAX_LEN, "num_pages": num_pages, "page_size": PAGE}
+    executor = TorchExecutor(model, Capturable() if graphs else backend, device, **sizes, graphs=graphs)
+    while executor.prepare():
+        pass
     recorder = Recorder(requests)
     scheduler = Scheduler(config, NoGrammars())
     run_to_end(EngineLoop(scheduler, executor, recorder, recorder, overlap=overlap), recorder)

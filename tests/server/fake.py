@@ -145,6 +145,8 @@ class EchoClient:
             return Reply(call_id, value={"shape": [9, 2], "rows": [2, 2], "data": array("f", [1, 2, 3, 4.5]).tobytes()})
         if name == "stop_profile":
             return Reply(call_id, error="Profiling is not in progress. Call /start_profile first.", status=400)
+        if name == "weight_files":
+            return Reply(call_id, value={"num_updates": 0, "files": []})
         if name == "pages":
             return Reply(call_id, value={"total": 250, "free": 250 - len(self.running), "cached": 0})
         return Reply(call_id, value={"success": True, "message": ""})

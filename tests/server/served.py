@@ -25,7 +25,7 @@ class Served:
         self.engine, self.client = make_engine(config, delay_s)
         self.app = create_app(self.engine, config)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20)
 
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         return self._runner.run(self._http.request(method, path, **kwargs))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sgl.server.auth import Auth, GuardedRoute, Level
+from sgl.server.auth import Auth, GuardedRoute, Level, own_names
 from sgl.server.envelope import Envelope
 
 
@@ -30,6 +30,7 @@ def _status(
     admin_key: str = "",
     method: str = "GET",
     headers: Mapping[str, str] = MappingProxyType({}),
+    hosts: frozenset[str] | None = None,
 ) -> int:
     async def get() -> int:
         sent = {**headers} if header is None else {**headers, "authorization": header}
@@ -42,7 +43,7 @@ def _status(
         GuardedRoute("/admin", _ok, ["GET"], Level.ADMIN),
         Route("/forgotten", _ok),
     ]
-    keys = Middleware(Auth, api_key=api_key, admin_key=admin_key)
+    keys = Middleware(Auth, api_key=api_key, admin_key=admin_key, hosts=hosts)
     app = Starlette(routes=routes, middleware=[Middleware(Envelope), keys])
     return asyncio.run(get())
 
@@ -119,3 +120,27 @@ def test_pages_of_other_sites_need_a_key(headers: dict[str, str], status: int) -
     assert _status("/open", None, headers=headers) == 200
     assert _status("/api", None, headers=headers) == _status("/admin", None, headers=headers) == status
     assert _status("/admin", "Bearer k", api_key="k", headers=headers) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "bind", "status"),
+    [
+        ("localhost:30000", "127.0.0.1", 200),
+        ("LOCALHOST", "localhost", 200),
+        ("127.0.0.1:30000", "127.0.0.1", 200),
+        ("[::1]:30000", "::1", 200),
+        ("192.168.0.7", "127.0.0.1", 200),
+        ("proxy.example:80", "127.0.0.1", 200),
+        ("evil.example:30000", "127.0.0.1", 403),
+        ("localhost.evil.example", "127.0.0.1", 403),
+        ("[evil.example]", "::1", 403),
+        ("evil.example", "0.0.0.0", 200),
+        ("evil.example", "gpu.example", 200),
+    ],
+)
+def test_a_server_of_this_machine_alone_has_no_names_but_its_own(host: str, bind: str, status: int) -> None:
+    names = own_names(bind, ["Proxy.example"])
+    given = {"host": host, "origin": f"http://{host}"}
+    assert _status("/api", None, headers=given, hosts=names) == status
+    assert _status("/api", "Bearer k", "k", headers=given, hosts=names) == 200, "a key is enough"
+    assert _status("/open", None, headers=given, hosts=names) == 200

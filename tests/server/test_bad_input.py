@@ -97,6 +97,11 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def nothing_is_lost(server: Live) -> Iterator[None]:
     """While the tests run a healthy client streams; after them all pages, slots and file handles are back."""
     undisturbed = _stream(server)
+    for grammar in ({"regex": "[a-z]+"}, {"ebnf": 'root ::= "a"'}):  # or the files of their compilers would come later
+        params = {"max_new_tokens": 1, **grammar}
+        httpx.post(
+            f"{server.url}/generate", json={"text": "x", "sampling_params": params}, timeout=60
+        ).raise_for_status()
     num_files = _num_files(server)
     streams: list[dict[str, Any]] = []
     done = threading.Event()

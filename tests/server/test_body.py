@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Message, Scope
 
 from sgl.engine.base.errors import SglError
+from sgl.server import body
 from sgl.server.body import MAX_CONTAINERS, MAX_NESTING, MAX_STRINGS, BodyLimit, convert, read_object
 from sgl.server.envelope import Envelope
 from sgl.server.errors import JsonResponse
@@ -215,3 +217,35 @@ def test_wrong_types_are_refused_by_dotted_path(value: dict[str, Any], param: st
         convert(value, _Outer)
     assert caught.value.param == param
     assert message is None or caught.value.message == message
+
+
+def test_a_large_body_is_decoded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the loop to go on cannot have been called on it."""
+    decode, loop_went_on = body._decode, threading.Event()
+
+    def waiting(content: bytes) -> Any:
+        assert loop_went_on.wait(20), "the loop stands still meanwhile"
+        return decode(content)
+
+    async def read() -> dict[str, Any]:
+        asyncio.get_running_loop().call_later(0.05, loop_went_on.set)
+        return await read_object(_request(content))
+
+    monkeypatch.setattr(body, "_decode", waiting)
+    content = b'{"a": "' + b"x" * (2 << 20) + b'"}'
+    assert len(asyncio.run(read())["a"]) == 2 << 20
+
+
+def test_brackets_and_quotes_within_strings_do_not_count() -> None:
+    inside = "[{" * MAX_NESTING + '\\"' * 7 + "\\" + ":" * 9
+    content = json.dumps({"a": [inside, {"b": inside, inside: '"'}], "c": "\\"}).encode()
+    assert body._outside(content) == b"{: [, {: , : }], : }"
+    assert asyncio.run(read_object(_request(content)))["a"][0] == inside
+
+
+def _request(content: bytes) -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    return Request(scope, receive)

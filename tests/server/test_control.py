@@ -157,7 +157,7 @@ def test_requests_are_logged_on_demand(serve: Serve, caplog: pytest.LogCaptureFi
 def test_while_the_engine_starts_everything_is_503() -> None:
     async def statuses() -> list[int]:
         app = build_app(ServerState(make_config()))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             gets = [await client.get(path) for path in ("/health", "/health_generate", "/v1/models", "/get_model_info")]
             posts = [await client.post("/generate", json={"text": "a"})]
             return [response.status_code for response in (*gets, *posts)]

@@ -38,7 +38,7 @@ def test_while_the_model_loads() -> None:
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(build_app(state))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return [await client.get(path) for path in PROBES]
 
     live, ready, started = asyncio.run(ask())

@@ -118,16 +118,32 @@ def spoken(form: ReasoningFormat | None, body: Format) -> Format:
 
 
 def format_of(grammar: Grammar) -> Format:
-    """Another grammar as a format."""
+    """Another grammar as a format.
+
+    Raises:
+        SglError: 400; it is not what its kind promises.
+    """
     match grammar.kind:
         case "json_schema":
-            return _json(json.loads(grammar.source))
+            return _json(_parsed(grammar))
         case "regex":
             return {"type": "regex", "pattern": grammar.source}
         case "ebnf":
             return {"type": "grammar", "grammar": grammar.source}
-    tag = json.loads(grammar.source)
-    return tag["format"] if "format" in tag else _from_structures(tag)
+    tag = _parsed(grammar)
+    try:
+        return tag["format"] if "format" in tag else _from_structures(tag)
+    except (KeyError, TypeError, AttributeError):
+        message = "structural_tag must be an object with a format, or with structures and triggers."
+        raise SglError(message, code="invalid_structural_tag", param=grammar.kind) from None
+
+
+def _parsed(grammar: Grammar) -> Any:
+    try:
+        return json.loads(grammar.source)
+    except (ValueError, RecursionError) as error:
+        message = f"{grammar.kind} is not valid JSON: {error}."
+        raise SglError(message, code="invalid_grammar", param=grammar.kind) from None
 
 
 def grammar_from(body: Format) -> Grammar:

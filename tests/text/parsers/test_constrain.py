@@ -240,3 +240,23 @@ def test_what_xgrammar_knows_of_the_formats(model: str) -> None:
         message = read(MODELS[model], text)
         assert message.calls or not text
         check_calls(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "word"),
+    [
+        ("json_schema", "{", "not valid JSON"),
+        ("json_schema", "[" * 100_000, "not valid JSON"),
+        ("structural_tag", "nothing", "not valid JSON"),
+        ("structural_tag", "[]", "must be an object"),
+        ("structural_tag", "7", "must be an object"),
+        ("structural_tag", "{}", "must be an object"),
+        ("structural_tag", '{"triggers": [], "structures": [{}]}', "must be an object"),
+        ("structural_tag", '{"triggers": [], "structures": 7}', "must be an object"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_grammar_that_is_none_is_refused_in_a_sentence(kind: Any, source: str, word: str) -> None:
+    with pytest.raises(SglError, match=word) as error:
+        format_of(Grammar(kind, source))
+    assert (error.value.status, error.value.param) == (400, kind)

@@ -1,0 +1,149 @@
+"""Receipts: what an answer was computed from and with, so that anybody can compute it again. Computes no answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+import sgl
+from sgl.engine.api.limits import type_error
+from sgl.engine.api.request import GenerateRequest, Generation
+from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.digest import digest_text
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.processors import write_processor
+from sgl.engine.base.types import FinishReason, Request, SamplingParams
+
+OPTIONS = (
+    "model_path",
+    "revision",
+    "load_format",
+    "dtype",
+    "quantization",
+    "torchao_config",
+    "json_model_override_args",
+    "kv_cache_dtype",
+    "device",
+    "attention_backend",
+    "page_size",
+)
+"""Options of an engine that may change what a model answers; those of scheduling must not."""
+
+
+class Maker(msgspec.Struct, frozen=True, kw_only=True):
+    """What computes answers.
+
+    Args:
+        options: those of `OPTIONS` that the engine has, by name.
+        weights: `digest` of the checkpoint's files; empty for random weights.
+        template: `digest_text` of the chat template; empty without one.
+        kernels: which implementation computes every op.
+        isa: instruction set of the processor, or architecture of the GPU.
+    """
+
+    sgl: str = sgl.__version__
+    options: dict[str, Any]
+    weights: str
+    template: str
+    kernels: dict[str, str]
+    isa: str
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An answer and everything that it depends on.
+
+    Args:
+        eos_ids: tokens that end an answer unless ``params.ignore_eos``.
+        stop: strings that do.
+        params: among them the seed, drawn if the client gave none.
+        sha256: of everything else; tells a receipt that was changed.
+    """
+
+    version: int = 1
+    maker: Maker
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    eos_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    output_ids: tuple[int, ...]
+    finish: FinishReason
+    sha256: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What ``sha256`` ought to be."""
+        content = msgspec.structs.replace(self, sha256="")
+        return digest_text(msgspec.json.encode(content, order="deterministic").decode()).removeprefix("sha256:")
+
+
+def make_receipt(maker: Maker, asked: Request, request: GenerateRequest, item: Generation) -> Receipt:
+    """Of a finished answer.
+
+    Args:
+        asked: what the engine was sent for it.
+    """
+    assert item.finish_reason is not None
+    receipt = Receipt(
+        maker=maker,
+        prompt_ids=asked.token_ids,
+        params=asked.params,
+        eos_ids=asked.eos_ids,
+        stop=request.stop,
+        output_ids=tuple(item.output_ids),
+        finish=item.finish_reason,
+    )
+    return msgspec.structs.replace(receipt, sha256=receipt.digest)
+
+
+def read_receipt(text: bytes) -> Receipt:
+    """From a receipt's JSON, or that of a whole answer of ``/generate`` that carries one.
+
+    Raises:
+        SglError: it is neither, or it was changed.
+    """
+    try:
+        found = msgspec.json.decode(text)
+        inner = found.get("meta_info", found) if isinstance(found, dict) else found
+        inner = inner.get("receipt", inner) if isinstance(inner, dict) else inner
+        receipt = msgspec.convert(inner, Receipt)
+    except msgspec.ValidationError as error:
+        raise type_error(error, "receipt") from None
+    except msgspec.DecodeError:
+        raise SglError("The receipt is not JSON.", param="receipt") from None
+    if receipt.sha256 != receipt.digest:
+        raise SglError("The receipt was changed: its sha256 is not that of its content.", param="receipt")
+    return receipt
+
+
+def again(receipt: Receipt) -> GenerateRequest:
+    """The request that has to get the same answer."""
+    called = receipt.params.processor
+    return GenerateRequest(
+        input_ids=receipt.prompt_ids,
+        sampling=receipt.params,
+        seed=receipt.params.seed,
+        stop=receipt.stop,
+        custom_logit_processor=None if called is None else write_processor(called),
+    )
+
+
+def differences(told: Maker, here: Maker) -> list[str]:
+    """In which ways an engine is not the one that made a receipt; the path of its model does not count."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("sgl", told.sgl, here.sgl),
+        ("weights", told.weights, here.weights),
+        ("template", told.template, here.template),
+        ("isa", told.isa, here.isa),
+    ]
+    for field, ours, theirs in (("option", told.options, here.options), ("kernel", told.kernels, here.kernels)):
+        names = sorted({*ours, *theirs} - {"model_path", "revision"})
+        pairs += [(f"{field} {name}", ours.get(name), theirs.get(name)) for name in names]
+    return [f"{name} was {before or 'none'} and is {now or 'none'}" for name, before, now in pairs if before != now]
+
+
+def options_of(config: EngineConfig) -> dict[str, Any]:
+    """The engine's values of `OPTIONS`."""
+    flat: Mapping[str, Any] = config.to_flat_dict()
+    return {name: flat[name] for name in OPTIONS if name in flat}

@@ -1,0 +1,367 @@
+"""Puts an engine together: loads, divides the memory, wires; the only module that sees scheduling and execution."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sgl.engine.base import env, hub
+from sgl.engine.base.arena import Arena
+from sgl.engine.base.budget import Budget
+from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.processors import find_processor, known_processors
+from sgl.engine.base.timeline import Timeline
+from sgl.engine.base.types import Request
+from sgl.engine.core.grammar import GrammarCompiler, NoGrammars
+from sgl.engine.core.operations import Operation
+from sgl.engine.core.record import FileRecorder, NullRecorder
+from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
+from sgl.engine.loop import EngineLoop, Inbox, Outbox
+
+if TYPE_CHECKING:
+    from sgl.engine.base.device import Device
+    from sgl.engine.nn.decoder import Model
+    from sgl.engine.nn.spec import ModelSpec
+    from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.rehearsal import Rehearsal
+    from sgl.kernels.registry import Kernels
+
+logger = logging.getLogger(__name__)
+
+_REHEARSAL_BYTES = 8 << 30
+"""More than a few layers of a model take, with its embeddings and what they compute."""
+
+_MOST_POPULATED_BYTES = 4 << 30
+"""Of memory for weights that is faulted in ahead: more takes longer than there is time for."""
+
+
+def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop:
+    """Loads the model, divides the memory and puts an engine together.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded.
+        ConfigError: an option does not fit the model or the machine.
+    """
+    timeline = Timeline()
+    timeline.mark("engine process")
+    arena = _arena(config)  # before the imports: its memory is faulted in beside them
+    from sgl.engine.attn.choice import choose_backend
+    from sgl.engine.base.budget import solve
+    from sgl.engine.base.machine import describe, detect
+    from sgl.engine.base.shortage import memory_for
+    from sgl.engine.models.fit import fitted
+    from sgl.engine.runtime.capture import capture_bytes, graph_options
+    from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.kv import kv_bytes_per_page
+    from sgl.engine.runtime.profiler import Profiler
+    from sgl.engine.runtime.sampler import SamplingOps
+
+    recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
+    timeline.mark("imports")
+    machine = detect(config.model.device)
+    device, kernels = _open(config)
+    timeline.mark("kernels")
+    rehearsal = _rehearse(config, device, kernels)
+    with memory_for("weights", device, "take a smaller model, or --quantization int8, int4 or fp8"):
+        model, hf_config, model_dir = _load(config, device, kernels, arena)
+    config = fitted(config, model.spec)
+    timeline.mark("weights")
+    if rehearsal is not None:
+        rehearsal.join()
+        timeline.mark("kernels compiled")
+    graphs = graph_options(config, step_tokens(config)) if device.is_async else None
+    budget = solve(
+        config,
+        machine,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
+        activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
+        graph_bytes=capture_bytes(graphs, model.activation_bytes),
+        free_after_bytes=device.memory().free_bytes if device.is_async else None,
+    )
+    grammars = _grammars(config, model, lambda: not scheduler.has_work)
+    scheduler = Scheduler(scheduler_config(config, budget), grammars)
+    with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
+        executor = TorchExecutor(
+            model,
+            choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels),
+            device,
+            num_slots=scheduler.config.max_running,
+            max_len=scheduler.config.max_len,
+            num_pages=budget.num_pages,
+            page_size=config.cache.page_size,
+            graphs=graphs,
+            sampling=SamplingOps.of(kernels),
+            locate=kernels["decode.locate"],
+            commit=kernels["decode.commit"],
+            refill=kernels["decode.refill"],
+        )
+    if config.serve.enable_custom_logit_processor:
+        logger.info("Logit processors: %s.", ", ".join(known_processors()))
+    profiler = Profiler(
+        env.profiler_dir(),
+        has_gpu=device.kind == "cuda",
+        facts={"cost": msgspec.to_builtins(model.cost), "machine": describe(machine)},
+        computed=lambda rid: scheduler.state_of(rid).computed,
+        unasked=env.profile_steps(),
+    )
+    timeline.mark("KV cache")
+    if device.is_async:  # what it runs is compiled on first use
+        executor.warm_up()
+        timeline.mark("warm-up")
+    logger.info(
+        "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, "
+        "context_len=%d",
+        budget.max_total_tokens,
+        scheduler.config.max_step_tokens,
+        config.schedule.max_prefill_tokens,
+        scheduler.config.max_running,
+        scheduler.config.max_len,
+    )
+    return EngineLoop(
+        scheduler,
+        executor,
+        inbox,
+        outbox,
+        # What computes while it is called leaves nothing to hide behind it.
+        overlap=int(device.is_async and not config.schedule.disable_overlap_schedule),
+        info={
+            **model_info(config, hf_config, budget, model),
+            "startup": timeline.marks,
+            "kernels": kernels.names,
+            "isa": device.isa,
+        },
+        recorder=recorder,
+        log_interval=config.observe.decode_log_interval,
+        operations={
+            **_operations(config, device, kernels, model, model_dir, scheduler, executor),
+            "start_profile": profiler.start,
+            "stop_profile": profiler.stop,
+            "profile_status": profiler.status,
+        },
+        check=_checker(model.vocab_size),
+        watch=profiler,
+        tells_steps=config.observe.request_ledger_size > 0,
+        prepare=executor.prepare,
+    )
+
+
+def _grammars(config: EngineConfig, model: Model, is_idle: Callable[[], bool]) -> GrammarCompiler:
+    """What constrains output, if this engine has text and generates any."""
+    from sgl.engine.grammar.backend import Options
+    from sgl.engine.grammar.compiler import Grammars
+    from sgl.engine.grammar.vocabulary import model_vocabulary
+
+    if config.model.skip_tokenizer_init or model.spec.pooling is not None:
+        return NoGrammars("Grammars need a tokenizer, but --skip-tokenizer-init is set.")
+    options = Options(config.grammar.constrained_json_whitespace_pattern or None)
+    grammars = Grammars(
+        config.grammar.grammar_backend, lambda: model_vocabulary(config.model, model.vocab_size), options
+    )
+    grammars.warm_up(is_idle)
+    return grammars
+
+
+def _open(config: EngineConfig) -> tuple[Device, Kernels]:
+    """The device with the threads it is to use, and its kernels."""
+    import torch
+
+    from sgl.engine.base.device import open_device
+    from sgl.engine.base.dtypes import torch_dtype
+    from sgl.kernels.cpu import native
+    from sgl.kernels.registry import bind
+
+    device = open_device(config.model.device)
+    if config.kernel.cpu_threads is not None:
+        torch.set_num_threads(config.kernel.cpu_threads)
+    if config.kernel.cpu_pin:
+        native.pin(torch.get_num_threads())
+    drawing = {"auto": (), "pytorch": ("sample.draw=reference",)}
+    backend = config.kernel.sampling_backend
+    overrides = (*drawing.get(backend, (f"sample.draw={backend}",)), *config.kernel.overrides)
+    return device, bind(device.kind, device.isa, torch_dtype(config.model.dtype), overrides)
+
+
+def _arena(config: EngineConfig) -> Arena | None:
+    """Memory for the weights of a local checkpoint, on its way while torch is imported."""
+    if config.model.device == "cuda":
+        return None
+    files = Path(config.model.model_path).expanduser().glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    arena = Arena(2 * size)
+    needed = size if config.model.quantization == "none" else size // 2
+    arena.populate(min(needed, _MOST_POPULATED_BYTES))
+    return arena
+
+
+def _operations(
+    config: EngineConfig,
+    device: Device,
+    kernels: Kernels,
+    model: Model,
+    model_dir: Path,
+    scheduler: Scheduler,
+    executor: TorchExecutor,
+) -> dict[str, Operation]:
+    """What may be asked of this engine beside requests."""
+    from sgl.engine.base.dtypes import torch_dtype
+    from sgl.engine.runtime.distributions import Distributions
+    from sgl.engine.runtime.weights import Source, Weights
+
+    def locate(path: str) -> Path:
+        return hub.locate(path, (*hub.WEIGHT_FILES, "*.json"), "", config.model.download_dir)
+
+    spec = model.spec
+
+    def load(path: str, load_format: str) -> Model:
+        where = {"model.model_path": path, "model.load_format": load_format, "model.revision": ""}
+        other = config.replace({key: (value, "update of the weights") for key, value in where.items()})
+        return _load(other, device, kernels, None, like=spec)[0]
+
+    source = Source.of(config.model.model_path, config.model.load_format, model_dir)
+    weights = Weights(executor, scheduler, device, model, source, load, locate)
+    return {
+        "update_weights": weights.update,
+        "get_weights": weights.get,
+        "describe_weights": weights.describe,
+        "weight_files": weights.files,
+        "release_memory": weights.release,
+        "resume_memory": weights.restore,
+        "logprobs": Distributions(executor, device, torch_dtype(config.model.dtype), spec).logprobs,
+    }
+
+
+def _checker(vocab_size: int) -> Callable[[Request], None]:
+    """What can be said about a request only where the logit processors are."""
+
+    def check(request: Request) -> None:
+        if request.params.processor is not None:
+            find_processor(request.params.processor).check(vocab_size)
+
+    return check
+
+
+def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehearsal | None:
+    """Compiles beside the loader what the model will need, where that takes time and there is memory for both."""
+    from sgl.engine.attn.choice import choose_backend
+    from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.rehearsal import Rehearsal
+    from sgl.engine.runtime.sampler import SamplingOps
+
+    files = Path(config.model.model_path).expanduser().glob("*.safetensors")
+    size_bytes = sum(file.stat().st_size for file in files)
+    if not device.is_async or not size_bytes or device.memory().free_bytes < 1.25 * size_bytes + _REHEARSAL_BYTES:
+        return None
+    small = config.replace({"model.load_format": ("dummy", "rehearsal")})
+
+    def make() -> TorchExecutor:
+        model = _load(small, device, kernels, None, is_rehearsal=True)[0]
+        name, page_size = config.kernel.attention_backend, config.cache.page_size
+        backend = choose_backend(name, device, model.kv_specs, page_size, kernels)
+        return TorchExecutor(
+            model,
+            backend,
+            device,
+            num_slots=2,
+            max_len=256,
+            num_pages=1 + 256 // page_size,
+            page_size=page_size,
+            sampling=SamplingOps.of(kernels),
+            locate=kernels["decode.locate"],
+            commit=kernels["decode.commit"],
+            refill=kernels["decode.refill"],
+        )
+
+    return Rehearsal(make, device)
+
+
+def _load(
+    config: EngineConfig,
+    device: Device,
+    kernels: Kernels,
+    arena: Arena | None,
+    like: ModelSpec | None = None,
+    is_rehearsal: bool = False,
+) -> tuple[Model, dict[str, Any], Path]:
+    """The model, its config.json and where they came from."""
+    from sgl.engine.base.dtypes import cache_dtype, torch_dtype
+    from sgl.engine.models.loader import load_model, read_config
+
+    files = (*hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
+    model_dir = hub.locate(config.model.model_path, files, config.model.revision, config.model.download_dir)
+    hf_config = read_config(model_dir, json.loads(config.model.json_model_override_args))
+    model = load_model(
+        model_dir,
+        hf_config,
+        dtype=torch_dtype(config.model.dtype),
+        device=device,
+        kernels=kernels,
+        load_format=config.model.load_format,
+        quantization=config.model.quantization,
+        torchao_config=config.model.torchao_config,
+        allow_repack=config.model.allow_repack,
+        exact_activations=config.model.exact_activations,
+        kv_dtype=cache_dtype(config.cache.kv_cache_dtype),
+        is_embedding=config.model.is_embedding,
+        pooling=config.model.pooling,
+        seed=config.model.random_seed or 0,
+        arena=arena,
+        like=like,
+        is_rehearsal=is_rehearsal,
+    )
+    return model, hf_config, model_dir
+
+
+def step_tokens(config: EngineConfig) -> int:
+    """The token budget of a step; prompts that must not be split need room for the longest of them."""
+    chunk = config.schedule.chunked_prefill_size or -1
+    return chunk if chunk > 0 else max(config.schedule.max_prefill_tokens, config.model.context_length or 0)
+
+
+def scheduler_config(config: EngineConfig, budget: Budget) -> SchedulerConfig:
+    """The scheduler's slice of a resolved configuration."""
+    assert config.model.context_length is not None
+    return SchedulerConfig(
+        num_pages=budget.num_pages,
+        page_size=config.cache.page_size,
+        max_running=budget.max_running_requests,
+        max_step_tokens=step_tokens(config),
+        max_queued=config.schedule.max_queued_requests,
+        max_len=min(config.model.context_length, budget.max_total_tokens),
+        policy=config.schedule.policy,
+        conservativeness=config.schedule.conservativeness,
+        split_prompts=config.schedule.chunked_prefill_size != -1,
+        prefix_caching=not config.cache.disable_radix_cache,
+        jump_forward=not config.grammar.disable_jump_forward,
+        seed=config.model.random_seed or 0,
+    )
+
+
+def model_info(config: EngineConfig, hf_config: dict[str, Any], budget: Budget, model: Model) -> dict[str, Any]:
+    """What the front process must know; the fields of its ModelInfo."""
+    from sgl.engine.models.fit import pooling_info
+    from sgl.engine.models.registry import family_of
+
+    eos = hf_config.get("eos_token_id")
+    longest = min(config.model.context_length or 0, budget.max_total_tokens)
+    family = family_of(hf_config)
+    return {
+        "model_path": config.model.model_path,
+        "tokenizer_path": config.model.tokenizer_path,
+        "is_generation": model.spec.pooling is None,
+        "pooling": pooling_info(model),
+        "context_len": config.model.context_length,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.spec.hidden_size,
+        "max_total_num_tokens": budget.max_total_tokens,
+        "max_req_input_len": longest - (model.spec.pooling is None),
+        "tool_parser": family.tool_parser,
+        "reasoning_parser": family.reasoning_parser,
+        "cost": model.cost,
+        "eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+    }

@@ -1,0 +1,122 @@
+"""Receipts: an answer that carries one can be computed again, and a receipt that was changed is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import sgl
+from sgl.engine.api.receipt import Maker, differences, read_receipt
+from sgl.engine.base.digest import digest
+from sgl.engine.base.errors import SglError
+from tests.cli.test_main import run
+from tests.models.checkpoints import make_checkpoint
+
+OPTIONS: dict[str, Any] = {"device": "cpu", "max_total_tokens": 1024, "max_running_requests": 4, "cpu_threads": 1}
+FLAGS = ("--max-total-tokens", "1024", "--cpu-threads", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[sgl.Engine]:
+    with sgl.Engine(model_path=str(model), **OPTIONS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def output(engine: sgl.Engine) -> dict[str, Any]:
+    params = {"temperature": 0.9, "max_new_tokens": 12, "stop": ["zzzz"], "top_p": 0.95}
+    found: dict[str, Any] = engine.generate("Once upon a time", params, return_receipt=True)
+    return found
+
+
+def test_a_receipt_says_what_was_asked_and_answered(engine: sgl.Engine, model: Path, output: dict[str, Any]) -> None:
+    receipt = output["meta_info"]["receipt"]
+    assert receipt["prompt_ids"] == tuple(engine.tokenizer.encode("Once upon a time"))
+    assert len(receipt["output_ids"]) == 12 and receipt["params"]["top_p"] == 0.95 and receipt["stop"] == ("zzzz",)
+    assert receipt["params"]["seed"] > 0, "the seed that was drawn is told"
+    content = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    named = hashlib.sha256(f"model.safetensors {content}\n".encode()).hexdigest()
+    assert receipt["maker"]["weights"] == f"sha256:{named}"
+    assert receipt["maker"]["options"]["model_path"] == str(model)
+    assert "receipt" not in engine.generate("Once", {"max_new_tokens": 1})["meta_info"]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["answer", "receipt"])
+def test_an_answer_is_verified(
+    whole: bool,
+    output: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "answer.json"
+    file.write_text(json.dumps(output if whole else output["meta_info"]["receipt"]))
+    assert run(monkeypatch, "verify", str(file), *FLAGS) == 0
+    screen = capsys.readouterr()
+    assert "verified: the same 12 tokens" in screen.out and "Not as it was" not in screen.err
+
+
+def test_another_answer_and_other_weights_are_named(
+    output: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    other = make_checkpoint("llama", tmp_path / "other", intermediate_size=96)
+    file = tmp_path / "answer.json"
+    file.write_text(json.dumps(output))
+    assert run(monkeypatch, "verify", str(file), str(other), *FLAGS) == 1
+    screen = capsys.readouterr()
+    assert "different from token" in screen.out
+    assert "Not as it was: weights was sha256:" in screen.err
+
+
+def test_a_receipt_that_was_changed_is_refused(output: dict[str, Any]) -> None:
+    receipt = json.loads(json.dumps(output["meta_info"]["receipt"]))
+    assert read_receipt(json.dumps(receipt).encode()).output_ids == tuple(receipt["output_ids"])
+    receipt["output_ids"][3] += 1
+    with pytest.raises(SglError, match="The receipt was changed"):
+        read_receipt(json.dumps(receipt).encode())
+    for text in (b"{", b"[]", b'{"text": "no receipt"}', b"7"):
+        with pytest.raises(SglError, match=r"receipt|`"):
+            read_receipt(text)
+
+
+def test_differences_are_told_by_name() -> None:
+    maker = Maker(
+        options={"dtype": "bfloat16", "model_path": "a"}, weights="w", template="", kernels={"x": "cpu"}, isa="amx"
+    )
+    assert differences(maker, msgspec.structs.replace(maker, options={"dtype": "bfloat16", "model_path": "b"})) == []
+    other = msgspec.structs.replace(maker, isa="avx2", kernels={"x": "reference"}, options={"dtype": "float32"})
+    assert differences(maker, other) == [
+        "isa was amx and is avx2",
+        "option dtype was bfloat16 and is float32",
+        "kernel x was cpu and is reference",
+    ]
+
+
+def test_files_are_read_again_only_if_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    first = digest([file])
+    assert digest([file]) == first and len(list((tmp_path / "cache/sgl/digests").iterdir())) == 1
+    file.write_bytes(b"three")
+    assert digest([file]) != first
+
+
+def test_embeddings_as_input_have_no_receipt(model: Path) -> None:
+    with (
+        sgl.Engine(model_path=str(model), disable_radix_cache=True, **OPTIONS) as engine,
+        pytest.raises(SglError, match="return_receipt needs the tokens of the prompt"),
+    ):
+        engine.generate(input_embeds=[[0.0] * 64], sampling_params={"max_new_tokens": 1}, return_receipt=True)
