@@ -19,7 +19,7 @@ JUMP_S, JUMP_SHARE = 0.1, 0.001
 """How far the wall clock and the monotonic clock may part: adjustments are slower than that, jumps and sleep faster."""
 
 WARM_SHARE = 0.5
-"""Of the tokens that it was filled with. A cache of whole pages never finds a prompt's end: short ones are found in part."""
+"""Of the tokens that it was filled with. A cache of whole pages never finds the end of a prompt."""
 
 
 class ContaminatedError(SglError):

@@ -47,7 +47,9 @@ class StreamProbe:
         self._server.config.load()
         fields = {"model": "m", "prompt": [1, 2, 3], "max_tokens": num_tokens, "stream": True, "stop": _STOPS}
         body = json.dumps(fields).encode()
-        self._request = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        self._request = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
 
     def __call__(self) -> float:
         """Tokens per second of processor time."""

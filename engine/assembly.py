@@ -84,7 +84,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         graph_bytes=capture_bytes(graphs, model.activation_bytes),
         free_after_bytes=device.memory().free_bytes if device.is_async else None,
     )
-    grammars = _grammars(config, model, lambda: not scheduler.has_work)
+    grammars = _grammars(config, model, lambda: scheduler.num_steps)
     scheduler = Scheduler(scheduler_config(config, budget), grammars)
     with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
         executor = TorchExecutor(
@@ -151,7 +151,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     )
 
 
-def _grammars(config: EngineConfig, model: Model, is_idle: Callable[[], bool]) -> GrammarCompiler:
+def _grammars(config: EngineConfig, model: Model, num_steps: Callable[[], int]) -> GrammarCompiler:
     """What constrains output, if this engine has text and generates any."""
     from sgl.engine.grammar.backend import Options
     from sgl.engine.grammar.compiler import Grammars
@@ -163,7 +163,7 @@ def _grammars(config: EngineConfig, model: Model, is_idle: Callable[[], bool]) -
     grammars = Grammars(
         config.grammar.grammar_backend, lambda: model_vocabulary(config.model, model.vocab_size), options
     )
-    grammars.warm_up(is_idle)
+    grammars.warm_up(num_steps)
     return grammars
 
 

@@ -12,6 +12,9 @@ import msgspec
 
 Json = dict[str, Any]
 
+FILES = "recording-*.jsonl"
+"""What the files of a recording are called, so that their order is that of their names."""
+
 MAX_ANSWER_BYTES = 64 * 2**20
 """Of an answer, or of an event of one; hidden states can have more, and nobody compares those."""
 
@@ -64,8 +67,8 @@ class Exchange(msgspec.Struct, kw_only=True, omit_defaults=True):
     Args:
         rid: the request id of the HTTP request, ``x-request-id``.
         at_s: when it came, Unix time.
-        hidden: how redaction has changed the request, which is then not the one that the answer is to: ``secrets``,
-            ``text`` (all texts are made up), and the names of fields that are left out.
+        hidden: how redaction has changed what was said, so that nothing can be compared with it: ``secrets``, ``text``
+            (all texts are made up), and the names of fields that are left out.
     """
 
     rid: str

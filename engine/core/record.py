@@ -13,17 +13,22 @@ from typing import BinaryIO, Protocol
 import msgspec
 
 from sgl.engine.base.errors import ConfigError, SglError
-from sgl.engine.base.types import Executor, RowOutput, StepPlan
+from sgl.engine.base.types import Executor, KnownMasks, RowOutput, StepPlan
 
 logger = logging.getLogger(__name__)
 
 
 class RecordedStep(msgspec.Struct, frozen=True):
-    """One executed step. ``masks`` are the grammar masks by row index."""
+    """One executed step.
+
+    ``masks`` and ``forced`` are, by row index, what grammars had to say: masks that the sampled tokens hung on, and
+    tokens beside which none may come.
+    """
 
     plan: StepPlan
     masks: dict[int, bytes]
     outputs: list[RowOutput]
+    forced: dict[int, int] = {}
 
 
 class Recorder(Protocol):
@@ -94,4 +99,4 @@ def replay(steps: Iterator[RecordedStep], executor: Executor) -> Iterator[tuple[
     """Executes recorded plans again and yields each step with its new outputs, for comparison."""
     for step in steps:
         executor.forward(step.plan)
-        yield step, executor.sample(step.plan, step.masks).wait()
+        yield step, executor.sample(step.plan, KnownMasks(step.masks, step.forced)).wait()

@@ -94,6 +94,11 @@ class Scheduler:
         return len(self._waiting) + len(self._compiling)
 
     @property
+    def num_steps(self) -> int:
+        """Planned so far."""
+        return self._step_id
+
+    @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running or self._inflight or self._compiling)
 

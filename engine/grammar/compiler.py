@@ -114,16 +114,16 @@ class Grammars:
         self._timer: Timer | None = None
         self._is_closed = False
 
-    def warm_up(self, is_idle: Callable[[], bool]) -> None:
-        """Loads the backend that is used most, and in a quiet moment the others, so that no request waits for them.
+    def warm_up(self, num_steps: Callable[[], int]) -> None:
+        """Loads the backend that is used most, and the others once the engine makes no steps for a while.
 
         To import the larger ones takes seconds, in which the GIL is held again and again.
         """
         if self._choice != "none":
-            self._thread.submit(self._backend, backend_for("json_schema", self._choice))
-            self._timer = Timer(_QUIET_S, self._load_if_idle, (is_idle,))
+            self._timer = Timer(_QUIET_S, self._load_when_quiet, (num_steps,))
             self._timer.daemon = True
-            self._timer.start()
+            self._timer.start()  # first: to start a thread waits for the GIL, which the other one holds at once
+            self._thread.submit(self._backend, backend_for("json_schema", self._choice))
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> Ticket:
         future = self._kept.get(grammar)
@@ -153,8 +153,10 @@ class Grammars:
         while len(self._kept) > self._limits.cached:
             self._kept.popitem(last=False)
 
-    def _load_if_idle(self, is_idle: Callable[[], bool]) -> None:
-        while not is_idle():
+    def _load_when_quiet(self, num_steps: Callable[[], int]) -> None:
+        before = -1
+        while not self._is_closed and (now := num_steps()) != before:
+            before = now
             time.sleep(_QUIET_S)
         if not self._is_closed:
             self._thread.submit(self._load)
