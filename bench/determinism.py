@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sgl.engine.api import AsyncEngine, GenerateRequest
+from sgl.engine.api.receipt import Maker
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import SamplingParams
 
@@ -67,7 +68,7 @@ class Schedule:
         settings: of the operation ``reschedule``.
         asked: which prompts, in the order in which they come; some come twice.
         gaps: before each of them, the tokens that the ones before must have brought.
-        aborted: how many of the coming requests are victims, ended after that many tokens.
+        aborted: which of them are ended early, by place in `asked`, and after how many tokens.
     """
 
     number: int
@@ -100,9 +101,6 @@ class Proof:
     num_aborted: int = 0
     divergence: Divergence | None = None
     policies: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def draw_prompts(count: int, vocab_size: int, output_len: int, longest: int, seed: int) -> list[Prompt]:
@@ -288,7 +286,7 @@ def read_prompts(lines: Iterator[str], engine: AsyncEngine, output_len: int, see
     ]
 
 
-def certificate(proof: Proof, engine: AsyncEngine, maker: Any, prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
+def certificate(proof: Proof, maker: Maker, prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
     """The proof with everything that it holds for."""
     return {
         "kind": "determinism",
@@ -296,5 +294,5 @@ def certificate(proof: Proof, engine: AsyncEngine, maker: Any, prompts: Sequence
         "maker": msgspec.to_builtins(maker),
         "seed": seed,
         "prompts": [asdict(prompt) for prompt in prompts],
-        **proof.to_dict(),
+        **asdict(proof),
     }

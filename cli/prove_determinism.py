@@ -85,7 +85,7 @@ async def _prove(
             else:
                 prompts = determinism.read_prompts(iter(lines), engine, output_len, seed)
             proof = await determinism.prove(engine, prompts, schedules, seed, status.update)
-            found = determinism.certificate(proof, engine, await engine.maker(), prompts, seed)
+            found = determinism.certificate(proof, await engine.maker(), prompts, seed)
         finally:
             await engine.shutdown()
     _show(proof)

@@ -30,11 +30,9 @@ def plans(
 
     Ends with 1 at the first step whose results differ in a bit.
     """
-    from sgl.engine.base import log
     from sgl.engine.replay import PlanReplay
 
     config = sources.configure({**_QUIET, **sources.with_demo_model(values)})
-    log.configure("warning", "warning", "text")
     with closing(PlanReplay(Path(file), config)) as replay:
         num_same, parting = _run(replay)
         needs = replay.needs

@@ -25,9 +25,12 @@ from sgl.engine.loop import EngineLoop, Inbox, Outbox
 
 if TYPE_CHECKING:
     from sgl.engine.base.device import Device
+    from sgl.engine.base.machine import Machine
     from sgl.engine.nn.decoder import Model
     from sgl.engine.nn.spec import ModelSpec
     from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.graphs import GraphOptions
+    from sgl.engine.runtime.profiler import Profiler
     from sgl.engine.runtime.rehearsal import Rehearsal
     from sgl.kernels.registry import Kernels
 
@@ -50,16 +53,10 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     timeline = Timeline()
     timeline.mark("engine process")
     arena = _arena(config)  # before the imports: its memory is faulted in beside them
-    from sgl.engine.attn.choice import choose_backend
-    from sgl.engine.base.budget import solve
-    from sgl.engine.base.machine import describe, detect
+    from sgl.engine.base.machine import detect
     from sgl.engine.base.shortage import memory_for
     from sgl.engine.models.fit import fitted
-    from sgl.engine.runtime.capture import capture_bytes, graph_options
-    from sgl.engine.runtime.executor import TorchExecutor
-    from sgl.engine.runtime.kv import kv_bytes_per_page
-    from sgl.engine.runtime.profiler import Profiler
-    from sgl.engine.runtime.sampler import SamplingOps
+    from sgl.engine.runtime.capture import graph_options
 
     recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
     timeline.mark("imports")
@@ -75,41 +72,14 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         rehearsal.join()
         timeline.mark("kernels compiled")
     graphs = graph_options(config, step_tokens(config)) if device.is_async else None
-    budget = solve(
-        config,
-        machine,
-        weight_bytes=model.weight_bytes,
-        kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
-        activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
-        graph_bytes=capture_bytes(graphs, model.activation_bytes),
-        free_after_bytes=device.memory().free_bytes if device.is_async else None,
-    )
+    budget = _solve(config, machine, device, model, graphs)
     grammars = _grammars(config, model, lambda: scheduler.num_steps)
     scheduler = Scheduler(scheduler_config(config, budget), grammars)
     with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
-        executor = TorchExecutor(
-            model,
-            choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels),
-            device,
-            num_slots=scheduler.config.max_running,
-            max_len=scheduler.config.max_len,
-            num_pages=budget.num_pages,
-            page_size=config.cache.page_size,
-            graphs=graphs,
-            sampling=SamplingOps.of(kernels),
-            locate=kernels["decode.locate"],
-            commit=kernels["decode.commit"],
-            refill=kernels["decode.refill"],
-        )
+        executor = _executor(config, device, kernels, model, scheduler.config, graphs)
     if config.serve.enable_custom_logit_processor:
         logger.info("Logit processors: %s.", ", ".join(known_processors()))
-    profiler = Profiler(
-        env.profiler_dir(),
-        has_gpu=device.kind == "cuda",
-        facts={"cost": msgspec.to_builtins(model.cost), "machine": describe(machine)},
-        computed=lambda rid: scheduler.state_of(rid).computed,
-        unasked=env.profile_steps(),
-    )
+    profiler = _profiler(device, machine, model, scheduler)
     timeline.mark("KV cache")
     if device.is_async:  # what it runs is compiled on first use
         executor.warm_up()
@@ -148,6 +118,67 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         watch=profiler,
         tells_steps=config.observe.request_ledger_size > 0,
         prepare=executor.prepare,
+    )
+
+
+def _solve(config: EngineConfig, machine: Machine, device: Device, model: Model, graphs: GraphOptions | None) -> Budget:
+    """What the memory is divided into, now that the weights are there."""
+    from sgl.engine.base.budget import solve
+    from sgl.engine.runtime.capture import capture_bytes
+    from sgl.engine.runtime.kv import kv_bytes_per_page
+
+    return solve(
+        config,
+        machine,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
+        activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
+        graph_bytes=capture_bytes(graphs, model.activation_bytes),
+        free_after_bytes=device.memory().free_bytes if device.is_async else None,
+    )
+
+
+def _executor(
+    config: EngineConfig,
+    device: Device,
+    kernels: Kernels,
+    model: Model,
+    schedule: SchedulerConfig,
+    graphs: GraphOptions | None,
+) -> TorchExecutor:
+    """The model on its device, with the memory of its requests."""
+    from sgl.engine.attn.choice import choose_backend
+    from sgl.engine.runtime.executor import TorchExecutor
+    from sgl.engine.runtime.sampler import SamplingOps
+
+    backend = choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels)
+    return TorchExecutor(
+        model,
+        backend,
+        device,
+        num_slots=schedule.max_running,
+        max_len=schedule.max_len,
+        num_pages=schedule.num_pages,
+        page_size=config.cache.page_size,
+        graphs=graphs,
+        sampling=SamplingOps.of(kernels),
+        locate=kernels["decode.locate"],
+        commit=kernels["decode.commit"],
+        refill=kernels["decode.refill"],
+    )
+
+
+def _profiler(device: Device, machine: Machine, model: Model, scheduler: Scheduler) -> Profiler:
+    """What records steps when it is asked to."""
+    from sgl.engine.base.machine import describe
+    from sgl.engine.runtime.profiler import Profiler
+
+    return Profiler(
+        env.profiler_dir(),
+        has_gpu=device.kind == "cuda",
+        facts={"cost": msgspec.to_builtins(model.cost), "machine": describe(machine)},
+        computed=lambda rid: scheduler.state_of(rid).computed,
+        unasked=env.profile_steps(),
     )
 
 

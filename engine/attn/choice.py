@@ -14,6 +14,7 @@ from typing import Any
 from sgl.engine.attn.backend import AttentionBackend
 from sgl.engine.attn.batch import KVSpec
 from sgl.engine.attn.bidirectional import BidirectionalBackend
+from sgl.engine.base import env
 from sgl.engine.base.device import Device
 from sgl.engine.base.errors import ConfigError
 from sgl.kernels.registry import Kernels
@@ -125,9 +126,7 @@ def _why_not_flashinfer(wanted: Wanted) -> str:
     reason = _why_not_package(wanted, "triton") or _why_not_package(wanted, "flashinfer")
     if reason:
         return reason
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if CUDA_HOME is None and find_spec("flashinfer_jit_cache") is None:
+    if env.nvcc() is None and find_spec("flashinfer_jit_cache") is None:
         return "it compiles its kernels with nvcc, which is not there (set CUDA_HOME or install flashinfer-jit-cache)"
     from sgl.engine.attn import flashinfer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ VARIABLES: Mapping[str, str] = {
     "SGL_PROFILE_STEPS": "FIRST:COUNT; an engine records those steps with torch's profiler (`sgl profile torch`).",
     "SGL_PROFILE_PY": "Directory; every process of sgl samples its Python code and writes it there (`sgl profile py`).",
     "SGL_NVTX": "1 marks steps and layers as NVTX ranges for nsys (`sgl profile nsys`); needs the package nvtx.",
+    "CUDA_HOME": "Where the CUDA toolkit is, with bin/nvcc; /usr/local/cuda and PATH are looked at if not given.",
     "CXX": "C++ compiler for the CPU kernels; c++, g++ or clang++ if not given.",
     "NO_COLOR": "Set to anything: no colours.",
 }
@@ -58,6 +60,13 @@ def state_dir() -> Path:
 def cache_dir() -> Path:
     """Where things belong that can be made again (XDG)."""
     return Path(text("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgl"
+
+
+def nvcc() -> Path | None:
+    """NVIDIA's compiler: of CUDA_HOME, in PATH, or where it is usually installed."""
+    home, found = text("CUDA_HOME") or "/usr/local/cuda", shutil.which("nvcc")
+    inside = Path(home) / "bin" / "nvcc"
+    return inside if inside.is_file() else Path(found) if found else None
 
 
 def profile_steps() -> tuple[int, int] | None:

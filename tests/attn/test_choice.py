@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,9 +21,6 @@ from sgl.kernels.registry import bind
 from tests.attn import fake_flashinfer
 
 SPEC = KVSpec("full", 8, 128, torch.bfloat16)
-
-# Where nvcc is known to torch only by way of setuptools, which Python 3.11 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:The distutils package is deprecated:DeprecationWarning")
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,15 @@ def test_a_refusal_says_why_and_what_to_do(packages: set[str]) -> None:
     assert "flashinfer is not installed" in refusal("flashinfer")
 
 
-def test_flashinfer_needs_a_compiler_or_compiled_kernels(packages: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flashinfer_needs_a_compiler_or_compiled_kernels(
+    packages: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     packages.remove("flashinfer_jit_cache")
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert "nvcc" in refusal("flashinfer")
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
     assert chosen("flashinfer") == "FlashInferBackend"
 
 
