@@ -18,7 +18,13 @@ from sgl.engine.base.errors import SglError
 from tests.cli.test_main import run
 from tests.models.checkpoints import make_checkpoint
 
-OPTIONS: dict[str, Any] = {"device": "cpu", "max_total_tokens": 1024, "max_running_requests": 4, "cpu_threads": 1}
+OPTIONS: dict[str, Any] = {
+    "device": "cpu",
+    "max_total_tokens": 1024,
+    "max_running_requests": 4,
+    "cpu_threads": 1,
+    "random_seed": 0,
+}
 FLAGS = ("--max-total-tokens", "1024", "--cpu-threads", "1")
 
 
@@ -35,7 +41,7 @@ def engine(model: Path) -> Iterator[sgl.Engine]:
 
 @pytest.fixture(scope="module")
 def output(engine: sgl.Engine) -> dict[str, Any]:
-    params = {"temperature": 0.9, "max_new_tokens": 12, "stop": ["zzzz"], "top_p": 0.95}
+    params = {"temperature": 0.9, "max_new_tokens": 12, "ignore_eos": True, "stop": ["zzzz"], "top_p": 0.95}
     found: dict[str, Any] = engine.generate("Once upon a time", params, return_receipt=True)
     return found
 
