@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
+from sgl.cli.options import with_parameters
 
 if TYPE_CHECKING:
     from sgl.bench.load import Run
@@ -168,10 +169,7 @@ def with_options(
             taken = {key: arguments.pop(key) for key in options}
             function(**{name: taken}, **arguments)
 
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
+        return with_parameters(run, function, parameters)
 
     return decorate
 

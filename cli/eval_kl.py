@@ -130,8 +130,9 @@ def _show(found: Divergence) -> None:
     from rich.table import Table
 
     def cells(figure: Estimate, form: Callable[[float], str]) -> list[str]:
-        known = figure.low is not None and figure.high is not None
-        return [form(figure.value), f"{form(figure.low)} to {form(figure.high)}" if known else "-"]  # type: ignore[arg-type]
+        if figure.low is None or figure.high is None:
+            return [form(figure.value), "-"]
+        return [form(figure.value), f"{form(figure.low)} to {form(figure.high)}"]
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", header_style="dim", no_wrap=True)

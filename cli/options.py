@@ -31,6 +31,16 @@ def command_of(function: Callable[..., None]) -> Any:
     return typer.main.get_command(app)
 
 
+def with_parameters(
+    run: Callable[..., None], function: Callable[..., Any], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """``run`` under the name of ``function``, with parameters that typer reads as options."""
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
 def with_config(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds the options of these groups to a function, which receives what was given anywhere as ``values``."""
     options = [option for option in OPTIONS if option.group in groups]
@@ -51,10 +61,7 @@ def with_config(*groups: str) -> Callable[[Callable[..., None]], Callable[..., N
             )
             function(values=values, **arguments)
 
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
+        return with_parameters(run, function, parameters)
 
     return decorate
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
+from sgl.cli.options import with_parameters
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,10 +124,7 @@ def with_run(method: str, options: Options = OPTIONS) -> Callable[[Callable[...,
             name = arguments.pop("model")
             _run(name, method, function(**arguments), given)
 
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
+        return with_parameters(run, function, parameters)
 
     return decorate
 

@@ -262,8 +262,9 @@ def _result(metrics: Mapping[str, Any], samples: Sequence[Json]) -> Json:
         return {"metrics": values}
     metric, _, form = key.partition(",")
     found = {"accuracy": values[key], "accuracy_metric": key, "metrics": values}
-    judged = [sample.get(metric) for sample in samples if sample.get("filter") == form]
+    judged: list[Any] = [sample.get(metric) for sample in samples if sample.get("filter") == form]
     if judged and all(value in (0, 1) for value in judged):
-        interval = share(sum(map(int, judged)), len(judged))  # type: ignore[arg-type]
-        found |= {"low": interval.low, "high": interval.high, "num_right": sum(map(int, judged))}  # type: ignore[arg-type]
+        num_right = sum(map(int, judged))
+        interval = share(num_right, len(judged))
+        found |= {"low": interval.low, "high": interval.high, "num_right": num_right}
     return found

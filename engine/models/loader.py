@@ -100,13 +100,7 @@ def load_model(
     family = family_of(hf_config)
     layout = read_layout(model_dir, hf_config)
     method = layout.method if layout else None
-    if load_format in ("gguf", "bitsandbytes") and method != load_format:
-        raise ConfigError(
-            f"--load-format {load_format}: {model_dir} is not such a checkpoint"
-            + (f" ({method})" if method else "; to round while loading, use --quantization")
-            + ".",
-            param="--load-format",
-        )
+    _check_format(load_format, method, model_dir)
     rounded = rounding(quantization, torchao_config, family.names.head, method)
     build = Build(
         kernels, dtype, device.torch_device, family.names, rounded, kv_dtype, exact_activations=exact_activations
@@ -138,6 +132,14 @@ def load_model(
     if build.repacks is not None and build.repacks.done:
         logger.warning("%s", build.repacks.summary())
     return model
+
+
+def _check_format(load_format: str, method: str | None, model_dir: Path) -> None:
+    """Refuses a checkpoint that is stored otherwise than was said."""
+    if load_format in ("gguf", "bitsandbytes") and method != load_format:
+        told = f" ({method})" if method else "; to round while loading, use --quantization"
+        message = f"--load-format {load_format}: {model_dir} is not such a checkpoint{told}."
+        raise ConfigError(message, param="--load-format")
 
 
 def _refuse_dummy(layout: Layout | None) -> None:
