@@ -18,7 +18,7 @@ from sgl.server.batches.records import BatchRecord, FileRecord
 
 NAME = "batches.sqlite"
 _LOCK_NAME = "lock"
-_VERSION = 1
+_VERSION = 2
 _JSON = ("metadata", "errors")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SCHEMA = f"""
@@ -27,6 +27,13 @@ CREATE TABLE file (number INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(FileReco
 CREATE TABLE batch (number INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(BatchRecord.__struct_fields__)}, UNIQUE (id));
 CREATE INDEX batch_status ON batch (status);
 CREATE TABLE answered (batch TEXT, line INTEGER, PRIMARY KEY (batch, line)) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+_FROM_VERSION_1 = f"""
+BEGIN;
+ALTER TABLE file ADD COLUMN expires_at;
+ALTER TABLE batch ADD COLUMN output_expires_after;
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
@@ -107,6 +114,8 @@ class Database:
         [(version,)] = self.execute("PRAGMA user_version")
         if version == 0:
             self._connection.executescript(_SCHEMA)
+        elif version == 1:
+            self._connection.executescript(_FROM_VERSION_1)
         elif version != _VERSION:
             text = (
                 f"{path} was made by another version of sgl (format {version}, not {_VERSION}); use another directory."

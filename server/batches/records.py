@@ -13,18 +13,22 @@ FINAL = ("completed", "failed", "expired", "cancelled")
 
 
 class FileRecord(msgspec.Struct, kw_only=True, frozen=True):
-    """A file whose content is complete and on disk. ``filename`` is the client's word for it, never a path here."""
+    """A file whose content is complete and on disk. ``filename`` is the client's word for it, never a path here.
+
+    Args:
+        expires_at: when it may be deleted; None keeps it until somebody does.
+    """
 
     id: str
     purpose: str
     filename: str
     bytes: int
     created_at: int
+    expires_at: int | None = None
 
     def to_api(self) -> dict[str, Any]:
         """OpenAI's file object."""
-        facts = msgspec.structs.asdict(self)
-        return {**facts, "object": "file", "status": "processed", "status_details": None, "expires_at": None}
+        return {**msgspec.structs.asdict(self), "object": "file", "status": "processed", "status_details": None}
 
 
 class LineError(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class BatchRecord(msgspec.Struct, kw_only=True, frozen=True):
         total: lines; known once they were checked.
         completed, failed: how many of them have an answer, by kind.
         input_tokens, output_tokens: of all answers; some of them were cached, or reasoning.
+        output_expires_after: how many seconds the files of its answers are kept; None: until somebody deletes them.
     """
 
     id: str
@@ -66,6 +71,7 @@ class BatchRecord(msgspec.Struct, kw_only=True, frozen=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    output_expires_after: int | None = None
     created_at: int
     expires_at: int
     in_progress_at: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert, read_object
 from sgl.server.errors import JsonResponse
-from sgl.server.fields import asks, check_metadata, refuse_unsupported, warn_ignored
+from sgl.server.fields import check_metadata, warn_ignored
 from sgl.server.state import state_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,20 @@ _PURPOSES = ("batch", "user_data")
 _UNUSED_PURPOSES = ("assistants", "fine-tune", "vision", "evals")
 _MAX_FILES_LISTED, _MAX_BATCHES_LISTED, _BATCHES_LISTED = 10_000, 100, 20
 _CHUNK_BYTES = 2**18
-_UNSUPPORTED = {"output_expires_after": asks}
+_KEEP_S = (3600, 30 * 24 * 3600)
+"""For how long at least and at most a file can be kept that is to expire, as at OpenAI."""
+
+
+class ExpiresAfter(msgspec.Struct, kw_only=True):
+    """When files are deleted by themselves.
+
+    Args:
+        anchor: from when on the time counts.
+        seconds: how long a file is kept.
+    """
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, msgspec.Meta(ge=_KEEP_S[0], le=_KEEP_S[1])]
 
 
 class BatchBody(msgspec.Struct, kw_only=True):
@@ -36,12 +49,14 @@ class BatchBody(msgspec.Struct, kw_only=True):
         endpoint: what every line asks, for example `/v1/chat/completions`.
         completion_window: how long it may take: `24h`.
         metadata: up to 16 texts by name, shown with the batch.
+        output_expires_after: when the files with the answers are deleted; null keeps them.
     """
 
     input_file_id: str
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class FileContent(Response):
@@ -115,9 +130,8 @@ async def upload(request: Request) -> Response:
     try:
         form = await receive(request.headers, request.stream(), path, state.config.serve.max_file_bytes)
         purpose = _purpose(form.fields.pop("purpose", None))
-        for name in filter(lambda name: name.startswith("expires_after"), form.fields):
-            raise SglError(f"`{name:.64}` is not supported by this version.", code="unsupported_field", param=name)
-        record = await desk.thread.do(Store.add_file, file_id, purpose, form.filename or "file")
+        expires_after = _expires_after(form.fields)
+        record = await desk.thread.do(Store.add_file, file_id, purpose, form.filename or "file", expires_after)
         kept = True
     finally:
         if not kept:
@@ -164,7 +178,6 @@ async def create_batch(request: Request) -> Response:
     from sgl.server.batches.store import COMPLETION_WINDOW, Store
 
     raw = await read_object(request)
-    refuse_unsupported(raw, _UNSUPPORTED)
     body = convert(raw, BatchBody)
     check_metadata(body.metadata or {})
     if body.completion_window != COMPLETION_WINDOW:
@@ -175,9 +188,10 @@ async def create_batch(request: Request) -> Response:
     if endpoint not in desk.endpoints:
         text = f"`endpoint` must be one of {', '.join(desk.endpoints)}, got {body.endpoint[:100]!r}."
         raise SglError(text, param="endpoint")
-    batch = await desk.thread.do(Store.create_batch, body.input_file_id, endpoint, body.metadata)
+    keep_s = body.output_expires_after and body.output_expires_after.seconds
+    batch = await desk.thread.do(Store.create_batch, body.input_file_id, endpoint, body.metadata, keep_s)
     desk.runner.start(batch)
-    return JsonResponse({**batch.to_api(), **_warned(raw, {*BatchBody.__struct_fields__, *_UNSUPPORTED})})
+    return JsonResponse({**batch.to_api(), **_warned(raw, BatchBody.__struct_fields__)})
 
 
 async def list_batches(request: Request) -> Response:
@@ -198,10 +212,12 @@ def _page(found: list[FileRecord] | list[BatchRecord], limit: int) -> Response:
 
 
 def _limit(text: str | None, default: int, most: int) -> int:
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-        raise SglError(f"`limit` must be between 1 and {most}, got {text[:20]!r}.", param="limit")
+    return default if text is None else _whole(text, "limit", 1, most)
+
+
+def _whole(text: str | None, param: str, least: int, most: int) -> int:
+    if text is None or not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise SglError(f"`{param}` must be between {least} and {most}, got {text and text[:20]!r}.", param=param)
     return int(text)
 
 
@@ -214,6 +230,18 @@ def _purpose(text: str | None) -> str:
     if text not in _PURPOSES:
         raise SglError(f"`purpose` must be one of {', '.join(_PURPOSES)}, got {text[:40]!r}.", param="purpose")
     return text
+
+
+def _expires_after(fields: dict[str, str]) -> int | None:
+    """Takes a form's `expires_after[anchor]` and `expires_after[seconds]`: for how long to keep the file."""
+    name = "expires_after[{}]"
+    anchor, seconds = (fields.pop(name.format(part), None) for part in ("anchor", "seconds"))
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        param = name.format("anchor")
+        raise SglError(f"`{param}` must be created_at, got {anchor and anchor[:40]!r}.", param=param)
+    return _whole(seconds, name.format("seconds"), *_KEEP_S)
 
 
 def _warned(raw: dict[str, Any], known: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _MAX_RUNNING = 64
 """Requests that the engine runs at once, where it does not say how many."""
 _SHARE_OF_OTHERS = 4
 """One in so many places stays free of batches, so that other requests need not displace them."""
+_EXPIRE_S = 600.0
+"""How often files are deleted whose time is over, if nobody asks for any file meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Batches:
         self._state = state
         self._root = Path(state.config.serve.file_storage_path).expanduser()
         self._opening: asyncio.Task[Desk] | None = None
+        self._expiring: asyncio.Task[None] | None = None
         self._closing = False
 
     async def desk(self) -> Desk:
@@ -79,6 +82,8 @@ class Batches:
         await self.stop()
         desk = await self._opened()
         self._opening = None
+        if self._expiring is not None:
+            self._expiring.cancel()
         if desk is not None:
             await desk.thread.close()
 
@@ -110,4 +115,17 @@ class Batches:
             logger.info("Going on with %d batches in %s", len(unfinished), self._root)
         for batch in unfinished:
             desk.runner.start(batch)
+        self._expiring = asyncio.create_task(_expire(thread))
         return desk
+
+
+async def _expire(thread: StoreThread) -> None:
+    """Deletes the files whose time is over, now and then."""
+    from sgl.server.batches.store import Store
+
+    while True:
+        await asyncio.sleep(_EXPIRE_S)
+        try:
+            await thread.do(Store.expire)
+        except SglError as error:
+            logger.warning("Files that have expired stay for now: %s", error)

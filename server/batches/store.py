@@ -84,6 +84,7 @@ class Store:
             self._files.mkdir(mode=0o700, exist_ok=True)
             self._database = Database(root / NAME)
             undo.callback(self._database.close)
+            self._expire()
             self._sweep()
             undo.pop_all()
 
@@ -102,12 +103,12 @@ class Store:
         """Where the content of a file is. The id must be of a record or new: never a client's word."""
         return self._files / file_id
 
-    def add_file(self, file_id: str, purpose: str, filename: str) -> FileRecord:
-        """Makes a file visible whose content is at its path, and on disk for good."""
+    def add_file(self, file_id: str, purpose: str, filename: str, expires_after: int | None = None) -> FileRecord:
+        """Makes a file visible whose content is at its path, and on disk; for good, or for so many seconds."""
         with storage_errors(self.root):
             size = self.path_of(file_id).stat().st_size
             self._sync_folder()
-            record = FileRecord(id=file_id, purpose=purpose, filename=filename, bytes=size, created_at=self._now_s())
+            record = self._file_record(file_id, purpose, filename, size, expires_after)
             with self._database.transaction():
                 self._database.insert(record)
         return record
@@ -117,6 +118,7 @@ class Store:
         Raises:
             SglError: 404.
         """
+        self.expire()
         with storage_errors(self.root):
             found = self._database.find(FileRecord, file_id)
         return found if found is not None else _missing("file", file_id)
@@ -124,6 +126,7 @@ class Store:
     def files(self, purpose: str, after: str, limit: int, descending: bool) -> list[FileRecord]:
         """A page of the files of a purpose (of any if that is empty), the newest first if ``descending``."""
         where = {"purpose": purpose} if purpose else {}
+        self.expire()
         with storage_errors(self.root):
             found = self._database.page(FileRecord, after, limit, descending=descending, where=where)
         return found if found is not None else _missing("file", after, "after")
@@ -139,13 +142,22 @@ class Store:
             if users:
                 text = f"File {file_id} is the input of {users[0]}, which still runs; cancel that, or wait for its end."
                 raise SglError(text, code="file_in_use", status=409, param="file_id")
-            with self._database.transaction():
-                self._database.execute("DELETE FROM file WHERE id = ?", [file_id])
-            self.path_of(file_id).unlink(missing_ok=True)
+            self._delete(file_id)
+
+    def expire(self) -> None:
+        """Deletes the files whose time is over; the input of a batch when that has ended."""
+        with storage_errors(self.root):
+            self._expire()
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
-    def create_batch(self, input_file_id: str, endpoint: str, metadata: dict[str, str] | None) -> BatchRecord:
+    def create_batch(
+        self,
+        input_file_id: str,
+        endpoint: str,
+        metadata: dict[str, str] | None,
+        output_expires_after: int | None = None,
+    ) -> BatchRecord:
         """A batch that is to be validated.
 
         Raises:
@@ -165,6 +177,7 @@ class Store:
             metadata=metadata,
             output_id=new_id("file"),
             error_id=new_id("file"),
+            output_expires_after=output_expires_after,
             created_at=now_s,
             expires_at=now_s + self._window_s,
         )
@@ -264,6 +277,28 @@ class Store:
     def _now_s(self) -> int:
         return int(self._now())
 
+    def _file_record(
+        self, file_id: str, purpose: str, filename: str, size: int, expires_after: int | None
+    ) -> FileRecord:
+        created = self._now_s()
+        expires = None if expires_after is None else created + expires_after
+        return FileRecord(
+            id=file_id, purpose=purpose, filename=filename, bytes=size, created_at=created, expires_at=expires
+        )
+
+    def _delete(self, file_id: str) -> None:
+        with self._database.transaction():
+            self._database.execute("DELETE FROM file WHERE id = ?", [file_id])
+        self.path_of(file_id).unlink(missing_ok=True)
+
+    def _expire(self) -> None:
+        due = self._database.execute("SELECT id FROM file WHERE expires_at <= ?", [self._now_s()])
+        if due:
+            needed = {batch.input_file_id for batch in self._open_batches()}
+            for (file_id,) in due:
+                if file_id not in needed:
+                    self._delete(file_id)
+
     def _open_batches(self) -> list[BatchRecord]:
         marks = ", ".join("?" * len(FINAL))
         return self._database.select(BatchRecord, f"WHERE status NOT IN ({marks}) ORDER BY number", FINAL)
@@ -308,11 +343,8 @@ class Store:
                 num_bytes = min(size, path.stat().st_size)  # less only where somebody else has damaged it
                 os.truncate(path, num_bytes)
                 name = f"{batch.id}_{kind}.jsonl"
-                self._database.insert(
-                    FileRecord(
-                        id=file_id, purpose="batch_output", filename=name, bytes=num_bytes, created_at=self._now_s()
-                    )
-                )
+                keep_s = batch.output_expires_after
+                self._database.insert(self._file_record(file_id, "batch_output", name, num_bytes, keep_s))
         self._database.execute("DELETE FROM answered WHERE batch = ?", [batch.id])
 
     def _sync_folder(self) -> None:

@@ -45,11 +45,11 @@ def ids(content: bytes | Path) -> list[str]:
     return [entry["custom_id"] for entry in entries(content)]
 
 
-def add_input(store: Store, content: bytes) -> str:
+def add_input(store: Store, content: bytes, expires_after: int | None = None) -> str:
     """The id of a file with that content."""
     file_id = new_id("file")
     store.path_of(file_id).write_bytes(content)
-    return store.add_file(file_id, "batch", "in.jsonl").id
+    return store.add_file(file_id, "batch", "in.jsonl", expires_after).id
 
 
 def add_batch(store: Store, content: bytes, endpoint: str = CHAT) -> BatchRecord:

@@ -137,6 +137,8 @@ def form(*parts: tuple[str, bytes], boundary: str = "b", end: bytes = b"--b--\r\
 
 FILE = ('name="file"; filename="x"', b"{}")
 PURPOSE = ('name="purpose"', b"batch")
+ANCHOR = ('name="expires_after[anchor]"', b"created_at")
+SECONDS = ('name="expires_after[seconds]"', b"3600")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,9 @@ PURPOSE = ('name="purpose"', b"batch")
         (form(PURPOSE, ('name="file"', b"{}")), 400, "file", "`file` is required"),
         (form(PURPOSE, FILE, FILE), 400, "file", "Exactly one file"),
         (form(PURPOSE, ('name="other"; filename="x"', b"{}")), 400, "file", "Exactly one file"),
-        (form(PURPOSE, FILE, ('name="expires_after[seconds]"', b"3600")), 400, "expires_after[seconds]", "not support"),
+        (form(PURPOSE, FILE, SECONDS), 400, "expires_after[anchor]", "must be created_at, got None"),
+        (form(PURPOSE, FILE, ANCHOR), 400, "expires_after[seconds]", "must be between 3600 and 2592000, got None"),
+        (form(PURPOSE, FILE, ANCHOR, (SECONDS[0], b"3599")), 400, "expires_after[seconds]", "got '3599'"),
         (form(PURPOSE, FILE, end=b""), 400, None, "ends too early"),
         (form(PURPOSE, FILE, boundary="c"), 400, None, "not a valid form"),
         (form(PURPOSE, FILE, boundary=""), 400, None, "multipart/form-data"),
@@ -164,7 +168,7 @@ PURPOSE = ('name="purpose"', b"batch")
         (form((FILE[0], b"x" * (MAX_FILE_BYTES + 1)), PURPOSE), 413, "file", "larger than 300000 bytes"),
         (form((FILE[0], b"x" * 600_000), PURPOSE), 413, None, "see --max-file-bytes"),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_bad_forms_are_refused_and_leave_nothing(
     http: httpx.Client, storage: Path, sent: dict[str, Any], status: int, param: str | None, part: str
@@ -232,9 +236,11 @@ def test_a_full_disk_refuses_uploads_and_leaves_nothing(
         ({"metadata": {str(i): "v" for i in range(17)}}, 400, "metadata"),
         ({"metadata": {"k": 1}}, 400, "metadata.k"),
         ({"metadata": "x"}, 400, "metadata"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, 400, "output_expires_after"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 3599}}, 400, "output_expires_after.seconds"),
+        ({"output_expires_after": {"anchor": "completed_at", "seconds": 3600}}, 400, "output_expires_after.anchor"),
+        ({"output_expires_after": 3600}, 400, "output_expires_after"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_bad_batches_are_refused(
     client: openai.OpenAI, http: httpx.Client, changes: dict[str, Any], status: int, param: str
@@ -292,6 +298,23 @@ def test_other_endpoints(client: openai.OpenAI, endpoint: str, body: dict[str, A
     assert (batch.status, batch.error_file_id) == ("completed", None)
     assert batch.output_file_id is not None
     assert text in client.files.content(batch.output_file_id).text
+
+
+def test_files_may_expire(client: openai.OpenAI) -> None:
+    file = client.files.create(
+        file=("in", requests(1)), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert file.expires_at == file.created_at + 3600
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint=CHAT,
+        completion_window="24h",
+        output_expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    batch = ended(client, batch)
+    assert batch.output_file_id is not None
+    output = client.files.retrieve(batch.output_file_id)
+    assert output.expires_at == output.created_at + 7200
 
 
 def test_wrong_lines_are_listed(client: openai.OpenAI) -> None:

@@ -19,7 +19,7 @@ from sgl.server.batches import store as store_module
 from sgl.server.batches.database import NAME, StorageError
 from sgl.server.batches.records import FINAL, BatchRecord, Status
 from sgl.server.batches.store import Answered, Store
-from tests.server.batches.inputs import add_batch, add_input, entries, requests
+from tests.server.batches.inputs import CHAT, add_batch, add_input, entries, requests
 
 
 def answer(line: int, failed: bool = False) -> Answered:
@@ -299,3 +299,42 @@ def test_the_window_ends(tmp_path: Path) -> None:
         assert (batch.created_at, batch.expires_at) == (1000, 1060)
         now[0] += 61
         assert store.seconds_left(batch) == -1
+
+
+def test_files_expire_when_nobody_needs_them(tmp_path: Path) -> None:
+    now: list[Any] = [1000.0]
+    with contextlib.closing(Store(tmp_path, now=lambda: now[0])) as store:
+        kept = add_input(store, b"kept")
+        brief = add_input(store, b"brief", expires_after=3600)
+        needed = add_input(store, b"needed", expires_after=3600)
+        assert [file.expires_at for file in store.files("", "", 9, False)] == [None, 4600, 4600]
+        batch = store.create_batch(needed, CHAT, None, 7200)
+        now[0] = 4599.9
+        assert store.file(brief).id == brief
+        now[0] = 4600.0
+        with pytest.raises(SglError, match="There is no file"):
+            store.file(brief)
+        assert not store.path_of(brief).exists()
+        assert [file.id for file in store.files("", "", 9, False)] == [kept, needed]
+        store.advance(batch.id, "in_progress", total=1)
+        store.append(batch.id, [answer(1)])
+        store.advance(batch.id, "finalizing")
+        store.advance(batch.id, "completed")
+        assert [file.id for file in store.files("", "", 9, False)] == [kept, batch.output_id]
+        now[0] = 4600.0 + 7200
+    with contextlib.closing(Store(tmp_path, now=lambda: now[0])) as store:
+        assert sorted(path.name for path in (tmp_path / "files").iterdir()) == [kept]
+        assert store.batch(batch.id).output_expires_after == 7200
+
+
+def test_a_directory_of_the_first_format_goes_on(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path)) as store:
+        batch = started(store, 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / NAME)) as connection:
+        connection.executescript(
+            "ALTER TABLE file DROP COLUMN expires_at; ALTER TABLE batch DROP COLUMN output_expires_after;"
+            "PRAGMA user_version = 1;"
+        )
+    with contextlib.closing(Store(tmp_path)) as store:
+        assert store.batch(batch.id) == batch
+        assert store.file(batch.input_file_id).expires_at is None
