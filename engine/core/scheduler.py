@@ -20,6 +20,7 @@ from sgl.engine.base.types import FinishReason, Output, PageRun, Request, Row, R
 from sgl.engine.core.cache import PageCache
 from sgl.engine.core.expectation import ExpectedShare
 from sgl.engine.core.grammar import GrammarCompiler, StepMasks
+from sgl.engine.core.holdings import Holdings
 from sgl.engine.core.limits import StepLimits
 from sgl.engine.core.policy import make_policy
 from sgl.engine.core.request import RequestState, refusal
@@ -59,8 +60,7 @@ class Scheduler:
         self._waiting: list[RequestState] = []  # sorted by arrival_key
         self._running: list[RequestState] = []  # sorted by arrival_key: the last one is preempted first
         self._inflight: deque[tuple[StepPlan, list[RequestState]]] = deque()
-        self._free_slots = list(range(config.max_running - 1, -1, -1))
-        self._freed_slots: list[int] = []
+        self._holdings = Holdings(config.max_running)
         self._sequence = 0
         self._admitted = 0
         self._step_id = 0
@@ -75,15 +75,19 @@ class Scheduler:
 
     def configure(self, config: SchedulerConfig) -> None:
         """Goes on with other settings and an empty prefix cache; only while no request is known."""
-        assert not self.has_work and len(self._free_slots) == config.max_running
+        assert not self.has_work
         self.config = config
-        self.cache = PageCache(config.num_pages, config.page_size, prefix_caching=config.prefix_caching)
+        self._holdings.reset(config.num_pages, config.page_size, prefix_caching=config.prefix_caching)
         self._order = make_policy(config.policy, config.seed)
         self._share_used = ExpectedShare(config.conservativeness)
         least = config.page_size if config.split_prompts else config.max_step_tokens
         self._limits = StepLimits(config.max_step_tokens, config.max_running, least)
 
     # ---- requests in and out ----------------------------------------------------------------------------------------
+
+    @property
+    def cache(self) -> PageCache:
+        return self._holdings.cache
 
     @property
     def num_running(self) -> int:
@@ -225,15 +229,15 @@ class Scheduler:
         self._preempt_for_priority()
         num_preempted = self.num_preempted
         budget = self._plan_running(rows, states)
-        if self._waiting and budget > 0 and self._free_slots and self.num_preempted == num_preempted:
+        if self._waiting and budget > 0 and self._holdings.has_free_slot and self.num_preempted == num_preempted:
             budget = self._admit(rows, states, budget, now_s)
         self.hold = self._hold(budget) if self._waiting else Hold.NOTHING
         self._share_used.decay()
-        plan = StepPlan(self._step_id, tuple(rows), tuple(self._freed_slots))
+        plan = StepPlan(self._step_id, tuple(rows), tuple(self._holdings.freed_slots))
         if rows:
             self._limits.note()
             self._step_id += 1
-            self._freed_slots = []
+            self._holdings.freed_slots = []
             self._inflight.append((plan, states))
         return plan
 
@@ -274,7 +278,7 @@ class Scheduler:
         """Tokens and drafts that a running request computes in this step."""
         params = state.request.params
         if state.known - state.computed > 1:
-            self._adopt(state)
+            self._holdings.adopt(state)
         remaining = state.known - state.computed
         if remaining == 0 or (state.known >= state.max_tokens and params.max_new_tokens > 0):
             return 0, 0
@@ -296,7 +300,7 @@ class Scheduler:
         """What keeps the others waiting, after a step was planned that has ``budget`` left."""
         if self._is_paused:
             return Hold.PAUSE
-        if not self._free_slots:
+        if not self._holdings.has_free_slot:
             return Hold.SLOTS
         return Hold.BUDGET if budget <= 0 else Hold.MEMORY
 
@@ -311,7 +315,7 @@ class Scheduler:
             order = [state for state in order if state.has_begun]
         admitted: list[RequestState] = []
         for state in order:
-            if budget <= 0 or not self._free_slots or len(self._running) >= self._limits.rows:
+            if budget <= 0 or not self._holdings.has_free_slot or len(self._running) >= self._limits.rows:
                 break
             if state.inflight:
                 continue  # preempted; its last tokens are still on their way
@@ -332,22 +336,14 @@ class Scheduler:
 
     def _try_start(self, state: RequestState, budget: int, reserved: int, *, alone: bool) -> int:
         """Gives a waiting request its prefix, slot and first pages; returns the size of its first chunk, 0 if none."""
-        page = self.config.page_size
-        state.sync_key()
-        key = state.key_of(0, state.match_limit() // page, page)
-        node, shared = self.cache.acquire(state.namespace, key)
-        state.node, state.pages, state.num_shared = node, shared, len(shared)
-        state.computed = len(shared) * page
+        self._holdings.share(state)
         state.known = len(state.tokens)
         num_tokens = self._chunk(state.known - state.computed, budget)
         fits = num_tokens > 0 and (alone or self._future_pages(state) + reserved <= self.cache.num_available)
-        fresh = self.cache.take(-(-(state.computed + num_tokens) // page) - len(shared)) if fits else None
-        if fresh is None:
-            self.cache.release(node)
-            state.node, state.pages, state.num_shared, state.computed = None, [], 0, 0
+        if not fits or not self._holdings.extend(state, num_tokens):
+            self._holdings.unshare(state)
             return 0
-        state.pages += fresh
-        state.slot = self._free_slots.pop()
+        state.slot = self._holdings.take_slot()
         state.status = "running"
         state.first_time = state.computed_dirty = True
         state.has_draft = False
@@ -391,7 +387,7 @@ class Scheduler:
             state.has_draft = True
             self._expect_decodes(state)
         if prefill:
-            self._publish(state, end // self.config.page_size, replace=False)
+            self._holdings.publish(state, end, replace=False)
         return row
 
     def _expect_decodes(self, state: RequestState) -> None:
@@ -413,67 +409,17 @@ class Scheduler:
 
     def _make_room(self, state: RequestState, num_tokens: int) -> bool:
         """Gets the pages for ``num_tokens`` more, preempting from the end of the line; False if that hit ``state``."""
-        missing = -(-(state.computed + num_tokens) // self.config.page_size) - len(state.pages)
-        while missing > 0:
-            pages = self.cache.take(missing)
-            if pages is not None:
-                state.pages += pages
-                break
+        while not self._holdings.extend(state, num_tokens):
             victim = self._running[-1]
             self._preempt(victim)
             if victim is state:
                 return False
         return True
 
-    def _adopt(self, state: RequestState) -> None:
-        """Takes over what others have cached of this prompt since the last chunk."""
-        assert state.node is not None
-        limit = state.match_limit() // self.config.page_size
-        key = state.key_of(state.num_shared, limit, self.config.page_size)
-        state.node, gained = self.cache.advance(state.node, key)
-        if not gained:
-            return
-        end = state.num_shared + len(gained)
-        self.cache.free(state.pages[state.num_shared : end])
-        state.pages[state.num_shared : end] = gained
-        state.pages_sent = min(state.pages_sent, state.num_shared)
-        state.num_shared = end
-        if end * self.config.page_size > state.computed:
-            state.computed = end * self.config.page_size
-            state.computed_dirty = True
-
-    def _publish(self, state: RequestState, num_pages: int, *, replace: bool) -> None:
-        """Hands the first ``num_pages`` pages of a request to the prefix cache.
-
-        Without ``replace`` nothing happens where the cache has a copy already: the step being planned still writes
-        to our own pages, which must not be freed (the next `_adopt` changes over).
-        """
-        if num_pages <= state.num_shared:
-            return
-        assert state.node is not None
-        key = state.key_of(state.num_shared, num_pages, self.config.page_size)
-        state.node, taken = self.cache.publish(
-            state.node, key, state.pages[state.num_shared : num_pages], replace=replace
-        )
-        state.num_shared += taken
-
-    def _surrender(self, state: RequestState, *, keep: bool) -> None:
-        """Gives up slot and pages; what was computed for certain stays cached if ``keep``."""
-        assert state.node is not None
-        if keep:
-            state.sync_key()
-            computed = min(state.computed, len(state.tokens) - 1)
-            self._publish(state, computed // self.config.page_size, replace=True)
-        self.cache.free(state.pages[state.num_shared :])
-        self.cache.release(state.node)
-        self._free_slots.append(state.slot)
-        self._freed_slots.append(state.slot)
-        state.node, state.pages, state.num_shared, state.slot = None, [], 0, -1
-
     def _requeue(self, state: RequestState, *, keep: bool = True) -> None:
         """Puts a running request back into the queue; it will be recomputed, from the cache where that survives."""
         self._running.remove(state)
-        self._surrender(state, keep=keep)
+        self._holdings.surrender(state, keep=keep)
         state.status = "waiting"
         state.queued_at_s = self._now_s
         state.num_preempted += 1
@@ -499,7 +445,10 @@ class Scheduler:
                 return
             reserved = sum(self._future_pages(state) for state in self._running)
             cached = self.cache.match_length(first.namespace, first.key)
-            if self._free_slots and self._future_pages(first) - cached + reserved <= self.cache.num_available:
+            if (
+                self._holdings.has_free_slot
+                and self._future_pages(first) - cached + reserved <= self.cache.num_available
+            ):
                 return
             self._preempt(last)
 
@@ -516,7 +465,7 @@ class Scheduler:
                 if output is not None:
                     outputs.append(output)
             elif state.inflight == 0 and state.node is not None:
-                self._surrender(state, keep=state.finish is not None and state.finish.status < 500)
+                self._holdings.surrender(state, keep=state.finish is not None and state.finish.status < 500)
         return outputs
 
     def _take_in(self, row: Row, state: RequestState, result: RowOutput) -> Output | None:
@@ -574,7 +523,7 @@ class Scheduler:
         lists[state.status].remove(state)
         state.status = "finished"
         if state.inflight == 0 and state.node is not None:
-            self._surrender(state, keep=finish.status < 500)
+            self._holdings.surrender(state, keep=finish.status < 500)
         return output
 
     def masks(self) -> StepMasks:
@@ -605,7 +554,7 @@ class Scheduler:
         self._inflight.clear()
         for state in closing.values():
             if state.node is not None:
-                self._surrender(state, keep=False)
+                self._holdings.surrender(state, keep=False)
         outputs = [self._end(state, finish) for state in list(self._running)]
         self.cache.flush()
         return outputs
@@ -623,8 +572,8 @@ class Scheduler:
             state.inflight, state.num_void = 0, 0
             state.computed -= row.num_tokens
             if state.status == "finished" and state.node is not None:
-                self._surrender(state, keep=False)
-        self._freed_slots = [*plan.finished_slots, *self._freed_slots]
+                self._holdings.surrender(state, keep=False)
+        self._holdings.freed_slots[:0] = plan.finished_slots
         lost = range(len(states)) if not self._limits.shrink(plan.num_tokens, len(plan.rows)) else advanced
         reason = FinishReason(kind="abort", message=message, status=503, code="out_of_memory")
         outputs = [self._end(states[row], reason) for row in lost if states[row].status == "running"]
@@ -639,6 +588,4 @@ class Scheduler:
         """Asserts the conservation of pages and slots; tests call it after every step."""
         holders = {id(state): state for state in self._running}
         holders.update((id(state), state) for _, states in self._inflight for state in states if state.node is not None)
-        self.cache.check(page for state in holders.values() for page in state.pages[state.num_shared :])
-        slots = self._free_slots + [state.slot for state in holders.values()]
-        assert sorted(slots) == list(range(self.config.max_running)), "a slot is lost or has two owners"
+        self._holdings.check(holders.values())
