@@ -1,8 +1,9 @@
-"""``sgl verify``: computes an answer again from its receipt."""
+"""``sgl verify``: computes answers again from their receipts."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,32 +24,28 @@ if TYPE_CHECKING:
 def verify(
     values: sources.Values,
     receipt: Annotated[
-        str, typer.Argument(help="A receipt, or an answer of /generate that carries one.", metavar="RECEIPT")
+        str,
+        typer.Argument(
+            help="A receipt, or an answer of /generate or OpenAI's APIs that carries one; - reads it from a pipe.",
+            metavar="RECEIPT",
+        ),
     ],
     model: Annotated[
         str, typer.Argument(help="Where the model is now; where the receipt says if not given.", metavar="MODEL")
     ] = "",
 ) -> None:
-    """Compute the answer of a receipt again; ends with 1 if it is another one."""
-    from sgl.engine.api.receipt import differences, read_receipt
+    """Compute the answers of receipts again; ends with 1 if one is another."""
+    from sgl.engine.api.receipt import differences, read_receipts
 
-    told = read_receipt(_read(receipt))
-    config = sources.configure(with_model({**_options(told), **values}, model))
+    receipts = read_receipts(_read(receipt))
+    config = sources.configure(with_model({**_options(receipts[0]), **values}, model))
     with console.err().status("loading"):
-        here, output_ids = asyncio.run(_answer(config, told))
-    for difference in differences(told.maker, here):
+        here, answers = asyncio.run(_answers(config, receipts))
+    told = [difference for receipt in receipts for difference in differences(receipt.maker, here)]
+    for difference in dict.fromkeys(told):
         console.err().print(f"Not as it was: {difference}.", markup=False, highlight=False, soft_wrap=True)
-    same = output_ids == told.output_ids
-    out = console.out()
-    if same:
-        out.print(f"[green]verified[/green]: the same {len(output_ids)} tokens")
-        return
-    pairs = enumerate(zip(told.output_ids, output_ids, strict=False))
-    shorter = min(len(told.output_ids), len(output_ids))
-    position = next((place for place, (before, now) in pairs if before != now), shorter)
-    out.print(f"[red]different[/red] from token {position} on: {_shown(told.output_ids, position)} was told,")
-    out.print(f"{_shown(output_ids, position)} comes now", highlight=False)
-    raise typer.Exit(1)
+    if not all([_compare(*pair) for pair in zip(receipts, answers, strict=True)]):
+        raise typer.Exit(1)
 
 
 command = command_of(verify)
@@ -56,7 +53,7 @@ command = command_of(verify)
 
 def _read(file: str) -> bytes:
     try:
-        return Path(file).read_bytes()
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise SglError(f"{file} cannot be read: {error.strerror}.", param="receipt") from None
 
@@ -68,19 +65,36 @@ def _options(receipt: Receipt) -> sources.Values:
     return {known[name]: Given(value, "receipt", name) for name, value in told.items() if name in known}
 
 
-async def _answer(config: EngineConfig, receipt: Receipt) -> tuple[Maker, tuple[int, ...]]:
+async def _answers(config: EngineConfig, receipts: list[Receipt]) -> tuple[Maker, list[tuple[int, ...]]]:
     """What computes here, and what it answers."""
     from sgl.engine.api import AsyncEngine
     from sgl.engine.api.receipt import again
 
     engine = await asyncio.to_thread(AsyncEngine.start, config, in_process=True)
     try:
-        tokens: list[int] = []
-        async for item in engine.generate(again(receipt)):
-            tokens += item.token_ids
-        return await engine.maker(), tuple(tokens)
+        answers = []
+        for receipt in receipts:
+            tokens: list[int] = []
+            async for item in engine.generate(again(receipt)):
+                tokens += item.token_ids
+            answers.append(tuple(tokens))
+        return await engine.maker(), answers
     finally:
         await engine.shutdown()
+
+
+def _compare(receipt: Receipt, output_ids: tuple[int, ...]) -> bool:
+    """Says whether the answer is that of the receipt, and if not, from where on."""
+    out, told = console.out(), receipt.output_ids
+    if output_ids == told:
+        out.print(f"[green]verified[/green]: the same {len(output_ids)} tokens")
+        return True
+    pairs = enumerate(zip(told, output_ids, strict=False))
+    shorter = min(len(told), len(output_ids))
+    position = next((place for place, (before, now) in pairs if before != now), shorter)
+    out.print(f"[red]different[/red] from token {position} on: {_shown(told, position)} was told,")
+    out.print(f"{_shown(output_ids, position)} comes now", highlight=False)
+    return False
 
 
 def _shown(token_ids: tuple[int, ...], position: int) -> str:

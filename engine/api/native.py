@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sgl.engine.api.receipt import Maker, make_receipt
+from sgl.engine.api.receipt import Maker, receipt_fields
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base.types import FinishReason, TokenLogprob
 from sgl.engine.text.tokenizer import Tokenizer
@@ -51,8 +51,7 @@ def native_output(
     if request.return_hidden_states and item.finish_reason:
         states = rows(item.hidden_states)
         meta["hidden_states"] = [states[: item.prompt_tokens], *states[item.prompt_tokens :]]
-    if maker is not None and item.asked is not None and item.finish_reason:
-        meta["receipt"] = msgspec.to_builtins(make_receipt(maker, item.asked, request, item))
+    meta.update(receipt_fields(maker, request, item))
     if item.warnings:
         meta["warnings"] = list(item.warnings)
     content = {"text": item.text} if tokenizer.vocab_size else {"token_ids": item.output_ids}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +30,11 @@ OPTIONS = (
     "page_size",
 )
 """Options of an engine that may change what a model answers; those of scheduling must not."""
+
+_HOLDERS = ("choices", "meta_info", "response", "sgl", "receipt")
+"""Fields of answers in which receipts are."""
+
+_MAX_DEPTH = 8
 
 
 class Maker(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,21 +102,52 @@ def make_receipt(maker: Maker, asked: Request, request: GenerateRequest, item: G
     return msgspec.structs.replace(receipt, sha256=receipt.digest)
 
 
-def read_receipt(text: bytes) -> Receipt:
-    """From a receipt's JSON, or that of a whole answer of ``/generate`` that carries one.
+def receipt_fields(maker: Maker | None, request: GenerateRequest, item: Generation) -> dict[str, Any]:
+    """``receipt`` of an answer that is finished and was asked for one, for the JSON that it is shown in."""
+    if maker is None or item.asked is None or item.finish_reason is None:
+        return {}
+    return {"receipt": msgspec.to_builtins(make_receipt(maker, item.asked, request, item))}
+
+
+def read_receipts(text: bytes) -> list[Receipt]:
+    """From a receipt's JSON, or that of whole answers that carry some, of any of the APIs; also of a stream's events.
 
     Raises:
-        SglError: it is neither, or it was changed.
+        SglError: there is none, or one was changed.
     """
+    found = [receipt for document in _documents(text) for receipt in _carried(document, 0)]
+    if not found:
+        raise SglError("There is no receipt in it; ask for one with `return_receipt`.", param="receipt")
+    receipts = [_checked(receipt) for receipt in found]
+    return list({receipt.sha256: receipt for receipt in receipts}.values())
+
+
+def _documents(text: bytes) -> list[Any]:
+    """The JSON of an answer, or of the events of one."""
+    lines = [line.removeprefix(b"data:").strip() for line in text.splitlines() if line.startswith(b"data:")]
     try:
-        found = msgspec.json.decode(text)
-        inner = found.get("meta_info", found) if isinstance(found, dict) else found
-        inner = inner.get("receipt", inner) if isinstance(inner, dict) else inner
-        receipt = msgspec.convert(inner, Receipt)
+        return [msgspec.json.decode(part) for part in (lines or [text]) if part != b"[DONE]"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise SglError("The receipt is neither JSON nor a stream of events with JSON.", param="receipt") from None
+
+
+def _carried(value: Any, depth: int) -> Iterator[dict[str, Any]]:
+    """What stands where answers have their receipts."""
+    if isinstance(value, list) and depth < _MAX_DEPTH:
+        for item in value:
+            yield from _carried(item, depth + 1)
+    elif isinstance(value, dict) and "maker" in value:
+        yield value
+    elif isinstance(value, dict) and depth < _MAX_DEPTH:
+        for name in _HOLDERS:
+            yield from _carried(value.get(name), depth + 1)
+
+
+def _checked(value: Any) -> Receipt:
+    try:
+        receipt = msgspec.convert(value, Receipt)
     except msgspec.ValidationError as error:
         raise type_error(error, "receipt") from None
-    except msgspec.DecodeError:
-        raise SglError("The receipt is not JSON.", param="receipt") from None
     if receipt.sha256 != receipt.digest:
         raise SglError("The receipt was changed: its sha256 is not that of its content.", param="receipt")
     return receipt

@@ -23,7 +23,7 @@ TEMPERATURE = 1.0  # Anthropic's default
 _SAME = (
     *("model", "top_p", "top_k", "stream", "min_p", "min_tokens", "frequency_penalty", "presence_penalty"),
     *("repetition_penalty", "logit_bias", "stop_token_ids", "ignore_eos", "seed", "priority", "cache_salt"),
-    *("json_schema", "regex", "ebnf", "structural_tag"),
+    *("json_schema", "regex", "ebnf", "structural_tag", "return_receipt"),
 )
 """Fields that chats have by the same names."""
 _EFFORTS = {"max": "xhigh"}

@@ -8,8 +8,7 @@ import msgspec
 
 from sgl.server.body import convert
 from sgl.server.fields import Unsupported, asks, asks_beyond, refuse_unsupported, warn_ignored
-from sgl.server.openai.protocol import UNSUPPORTED as CHAT_UNSUPPORTED
-from sgl.server.openai.protocol import ChatBody, Int32, Int64
+from sgl.server.openai.protocol import Int32, Int64, unsupported_beside
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
@@ -83,6 +82,7 @@ class MessagesBody(CountBody, kw_only=True):
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | dict[str, Any] | None = None
+    return_receipt: bool | None = None
 
 
 _HARMLESS: Unsupported = {
@@ -92,15 +92,7 @@ _HARMLESS: Unsupported = {
     "user": asks,
 }
 """What asks for nothing that is not there anyway, for some of its values."""
-UNSUPPORTED: Unsupported = {
-    **{name: asks for name in ChatBody.__struct_fields__ if name not in {*MessagesBody.__struct_fields__, *_HARMLESS}},
-    **CHAT_UNSUPPORTED,
-    **dict.fromkeys(("container", "mcp_servers"), asks),
-    "n": asks_beyond(1),
-    "skip_special_tokens": asks_beyond(True),
-    "separate_reasoning": asks_beyond(True),
-    "stream_reasoning": asks_beyond(True),
-}
+UNSUPPORTED = unsupported_beside(MessagesBody, _HARMLESS, "container", "mcp_servers")
 """What would change the answer: also fields of chats that have another name here, or none."""
 
 Body = TypeVar("Body", bound=CountBody)

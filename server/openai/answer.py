@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from sgl.engine.api import GenerateRequest, Generation
 from sgl.engine.api.native import as_json
+from sgl.engine.api.receipt import Maker, receipt_fields
 from sgl.engine.base.errors import SglError
 from sgl.server.errors import JsonResponse
 from sgl.server.openai.protocol import StreamOptions
@@ -92,6 +93,7 @@ class Answer:
     num_best: int | None = None
     num_reasoning: Callable[[], int] = lambda: 0
     _usage: Usage = field(default_factory=Usage)
+    _maker: Maker | None = None
 
     async def respond(self, stream: bool) -> Response:
         """Generates; the response carries everything, or will as it comes."""
@@ -109,7 +111,7 @@ class Answer:
 
     def _whole(self, shown: Iterable[tuple[int, Generation]]) -> list[dict[str, Any]]:
         return [
-            {**self.make_choice(position, index).whole(item), **self._hidden(position, item)}
+            {**self.make_choice(position, index).whole(item), **self._extras(position, item)}
             for index, (position, item) in enumerate(shown)
         ]
 
@@ -123,15 +125,16 @@ class Answer:
                 if index not in choices:
                     choices[index] = self.make_choice(position, index)
                 for chunk in choices[index].chunks(item):
-                    hidden = self._hidden(position, item) if chunk.get("finish_reason") else {}
+                    extras = self._extras(position, item) if chunk.get("finish_reason") else {}
                     chunk_usage = self._chunk_usage(options)
-                    yield {**head, "choices": [{**chunk, **hidden}], **chunk_usage, **self._warned()}
+                    yield {**head, "choices": [{**chunk, **extras}], **chunk_usage, **self._warned()}
         if options.include_usage:
             yield {**head, "choices": [], "usage": self._count()}
 
     @asynccontextmanager
     async def _generations(self) -> AsyncIterator[AsyncIterator[tuple[int, Generation]]]:
         with naming(self.names):
+            self._maker = await self.state.engine.maker_for(self.requests)
             async with aclosing(self.state.generate(self.requests)) as generations:
                 yield generations
 
@@ -146,11 +149,13 @@ class Answer:
             return ordered
         return sorted(ordered, key=_mean_logprob, reverse=True)[: self.num_best]
 
-    def _hidden(self, position: int, item: Generation) -> dict[str, Any]:
-        """The last hidden state of an output, where it was asked for."""
-        if not self.requests[position].return_hidden_states:
-            return {}
-        return {"hidden_states": next(iter(as_json(item.hidden_states[-1:])), [])}
+    def _extras(self, position: int, item: Generation) -> dict[str, Any]:
+        """The last hidden state of a finished output and its receipt, where they were asked for."""
+        extras: dict[str, Any] = {}
+        if self.requests[position].return_hidden_states:
+            extras["hidden_states"] = next(iter(as_json(item.hidden_states[-1:])), [])
+        receipt = receipt_fields(self._maker, self.requests[position], item)
+        return {**extras, **({"sgl": receipt} if receipt else {})}
 
     def _warned(self) -> dict[str, Any]:
         """The warnings that were not shown yet."""

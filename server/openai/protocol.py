@@ -86,6 +86,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         session_params: what the prompt is appended to.
         custom_params: parameters of the logit processor.
         return_hidden_states: whether each choice has ``hidden_states``: the vector behind its last token.
+        return_receipt: whether each choice carries what `sgl verify` needs to compute it again.
         user: ignored.
     """
 
@@ -115,6 +116,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     custom_logit_processor: str | None = None
     custom_params: dict[str, Any] | None = None
     return_hidden_states: bool | None = None
+    return_receipt: bool | None = None
     user: str | None = None
     response_format: ResponseFormat | None = None
     json_schema: str | dict[str, Any] | None = None
@@ -203,6 +205,25 @@ UNSUPPORTED: Unsupported = {
     "suffix": asks,
     "best_of": asks_beyond(1),
 }
+
+
+def unsupported_beside(body: type[msgspec.Struct], harmless: Unsupported, *others: str) -> Unsupported:
+    """For another API than chat's: fields of chats that it has not under their name, and ``others``.
+
+    Args:
+        harmless: fields that ask for nothing that is not there anyway, for some of their values.
+    """
+    known = {*body.__struct_fields__, *harmless}
+    return {
+        **{name: asks for name in ChatBody.__struct_fields__ if name not in known},
+        **UNSUPPORTED,
+        **dict.fromkeys(others, asks),
+        "n": asks_beyond(1),
+        "skip_special_tokens": asks_beyond(True),
+        "separate_reasoning": asks_beyond(True),
+        "stream_reasoning": asks_beyond(True),
+    }
+
 
 _EMPTY_IS_NONE = ("session_params", "custom_logit_processor")
 

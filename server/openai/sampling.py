@@ -20,7 +20,7 @@ _SAMPLING = (
 )
 _REQUEST = (
     *("no_stop_trim", "skip_special_tokens", "n", "stream", "seed", "priority", "cache_salt"),
-    *("custom_logit_processor", "custom_params", "return_hidden_states"),
+    *("custom_logit_processor", "custom_params", "return_hidden_states", "return_receipt"),
 )
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import sgl
-from sgl.engine.api.receipt import Maker, differences, read_receipt
+from sgl.engine.api.receipt import Maker, differences, read_receipts
 from sgl.engine.base.digest import digest
 from sgl.engine.base.errors import SglError
 from tests.cli.test_main import run
@@ -88,13 +88,13 @@ def test_another_answer_and_other_weights_are_named(
 
 def test_a_receipt_that_was_changed_is_refused(output: dict[str, Any]) -> None:
     receipt = json.loads(json.dumps(output["meta_info"]["receipt"]))
-    assert read_receipt(json.dumps(receipt).encode()).output_ids == tuple(receipt["output_ids"])
+    assert read_receipts(json.dumps(receipt).encode())[0].output_ids == tuple(receipt["output_ids"])
     receipt["output_ids"][3] += 1
     with pytest.raises(SglError, match="The receipt was changed"):
-        read_receipt(json.dumps(receipt).encode())
-    for text in (b"{", b"[]", b'{"text": "no receipt"}', b"7"):
+        read_receipts(json.dumps(receipt).encode())
+    for text in (b"{", b"[]", b'{"text": "no receipt"}', b"7", b"", b"\xff", b"data: {", b"[" * 5000):
         with pytest.raises(SglError, match=r"receipt|`"):
-            read_receipt(text)
+            read_receipts(text)
 
 
 def test_differences_are_told_by_name() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import tempfile
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,16 @@ class EchoClient:
 
     Args:
         delay_s: how long a token takes.
+
+    Attributes:
+        limit: how many tokens an answer may have by now; a test that has something done meanwhile holds answers by it.
+        num_finished: answers that came to their end.
     """
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
+        self.limit: Callable[[], float] = lambda: math.inf
+        self.num_finished = 0
         self.received: list[Request] = []
         self.aborted: list[str] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -102,16 +109,21 @@ class EchoClient:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._drain()
-            outputs = [self._step(*entry) for entry in list(self.running.values())]
+            outputs = [self._step(*entry) for entry in self._free()]
             if outputs:
                 self._on_message(Outputs(outputs))
                 self._on_message(Stats(num_running=len(self.running), num_total_tokens=4000, num_used_tokens=40))
                 self._stopped.wait(self.delay_s)
 
+    def _free(self) -> list[tuple[Request, int]]:
+        """Those that may have another token."""
+        limit = self.limit()
+        return [entry for entry in self.running.values() if entry[1] < limit]
+
     def _drain(self) -> None:
         while True:
             try:
-                message = self._inbox.get_nowait() if self.running else self._inbox.get(timeout=0.05)
+                message = self._inbox.get_nowait() if self._free() else self._inbox.get(timeout=0.02)
             except queue.Empty:
                 return
             match message:
@@ -174,6 +186,7 @@ class EchoClient:
         self.running[request.rid] = (request, num_done)
         if output.finish is not None:
             del self.running[request.rid]
+            self.num_finished += 1
             self.cache.add(prompt)
         return output
 

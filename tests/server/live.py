@@ -51,22 +51,24 @@ class Live:
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 
 class LiveEcho(Live):
     """A server over the made-up model; ``client`` are the books of its engine."""
 
-    def __init__(self, config: EngineConfig, delay_s: float) -> None:
-        engine, self.client = make_engine(config, delay_s)
+    def __init__(self, config: EngineConfig) -> None:
+        engine, self.client = make_engine(config)
         super().__init__(engine, config)
 
 
 @contextmanager
-def live(delay_s: float = 0.0, **options: Any) -> Iterator[LiveEcho]:
-    """A server over the made-up model."""
-    server = LiveEcho(make_config(**{"serve_drain_timeout_s": 1.0, **options}), delay_s)
+def live(hold: bool = False, **options: Any) -> Iterator[LiveEcho]:
+    """A server over the made-up model; with ``hold`` no answer gets more than its first token."""
+    server = LiveEcho(make_config(**{"serve_drain_timeout_s": 1.0, **options}))
+    if hold:
+        server.client.limit = lambda: 1
     try:
         yield server
     finally:
@@ -101,7 +103,7 @@ class Process:
     def wait(self) -> int:
         """The exit code."""
         code = self.popen.wait(60)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
 
@@ -125,7 +127,7 @@ def post(port: int, path: str, body: Any, headers: str = "", receive_bytes: int 
     """A connection over which a request was sent; nothing of the answer has been read."""
     data = json.dumps(body).encode()
     sock = socket.socket()
-    sock.settimeout(20)
+    sock.settimeout(60)
     if receive_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     sock.connect(("127.0.0.1", port))

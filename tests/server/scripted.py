@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sgl.engine.base.errors import EngineDiedError
 from sgl.engine.text.parsers import OutputParser
 from sgl.engine.text.parsers.feed import Feed, Step
 from sgl.engine.text.parsers.output import Writer
@@ -82,7 +83,7 @@ def cut_streams(served: Served, interval: int) -> None:
 
 
 def after_three_tokens(served: Served, do: Callable[[], object]) -> None:
-    """Has something done, on the engine's thread, once an answer has three tokens."""
+    """Has something done, on the engine's thread, once an answer has three tokens; it gets no more of them."""
     send, pending = served.client._on_message, [do]
 
     def watch(message: Any) -> None:
@@ -90,8 +91,18 @@ def after_three_tokens(served: Served, do: Callable[[], object]) -> None:
         if pending and served.client.running and max(done for _, done in served.client.running.values()) == 3:
             pending.pop()()
 
-    served.client.delay_s = 0.02
+    served.client.limit = lambda: 3
     served.client._on_message = watch
+
+
+def die_in_a_stream(served: Served) -> None:
+    """Has the engine die once an answer has three tokens and its client an event."""
+
+    def die() -> None:
+        assert served.has_answered.wait(60)
+        served.client.die(EngineDiedError("killed"))
+
+    after_three_tokens(served, die)
 
 
 def abort_all(served: Served) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
+from starlette.types import Message, Receive, Scope, Send
 
 from sgl.server.app import create_app
 from tests.server.fake import make_config, make_engine
@@ -17,6 +19,7 @@ class Served:
 
     Attributes:
         client: the books of the made-up engine.
+        has_answered: set once something of the body of the latest answer has been sent.
     """
 
     def __init__(self, delay_s: float = 0.0, **options: Any) -> None:
@@ -24,8 +27,18 @@ class Served:
         config = make_config(**options)
         self.engine, self.client = make_engine(config, delay_s)
         self.app = create_app(self.engine, config)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20)
+        self.has_answered = threading.Event()
+        transport = httpx.ASGITransport(self._watched, raise_app_exceptions=True)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch(message: Message) -> None:
+            await send(message)
+            if message.get("body"):
+                self.has_answered.set()
+
+        self.has_answered.clear()
+        await self.app(scope, receive, watch)
 
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         return self._runner.run(self._http.request(method, path, **kwargs))

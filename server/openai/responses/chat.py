@@ -36,6 +36,7 @@ _SAME = (
     *("model", "parallel_tool_calls", "top_p", "stream", "top_k", "min_p", "min_tokens", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "seed"),
     *("priority", "cache_salt", "chat_template_kwargs", "json_schema", "regex", "ebnf", "structural_tag"),
+    "return_receipt",
 )
 """Fields that chats have by the same names."""
 

@@ -8,9 +8,8 @@ import msgspec
 
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert
-from sgl.server.fields import Unsupported, asks, asks_beyond, check_metadata, refuse_unsupported, warn_ignored
-from sgl.server.openai.protocol import UNSUPPORTED as CHAT_UNSUPPORTED
-from sgl.server.openai.protocol import ChatBody, Int32, Int64
+from sgl.server.fields import Unsupported, asks_beyond, check_metadata, refuse_unsupported, warn_ignored
+from sgl.server.openai.protocol import Int32, Int64, unsupported_beside
 
 LOGPROBS = "message.output_text.logprobs"
 _MAX_ID_CHARS = 128
@@ -89,6 +88,7 @@ class ResponsesBody(PromptBody, kw_only=True):
     seed: Int64 | None = None
     priority: Int32 | None = None
     cache_salt: str | None = None
+    return_receipt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
@@ -102,15 +102,7 @@ _HARMLESS: Unsupported = {
     "prompt_cache_retention": asks_beyond("in_memory"),
 }
 """What asks for nothing that is not there anyway, for some of its values."""
-UNSUPPORTED: Unsupported = {
-    **{name: asks for name in ChatBody.__struct_fields__ if name not in {*ResponsesBody.__struct_fields__, *_HARMLESS}},
-    **CHAT_UNSUPPORTED,
-    **dict.fromkeys(("background", "conversation", "prompt", "moderation"), asks),
-    "n": asks_beyond(1),
-    "skip_special_tokens": asks_beyond(True),
-    "separate_reasoning": asks_beyond(True),
-    "stream_reasoning": asks_beyond(True),
-}
+UNSUPPORTED = unsupported_beside(ResponsesBody, _HARMLESS, "background", "conversation", "prompt", "moderation")
 """What would change the answer: also fields of chats that have another name here, or none."""
 
 

@@ -39,19 +39,21 @@ class Snapshot:
         self._error: Json | None = None
         self._reason: str | None = None
         self._usage: Json | None = None
+        self._extras: Json = {}
 
     def note(self, item: Generation) -> None:
         """Takes note of what the engine did otherwise than asked."""
         self._warnings += item.warnings
 
-    def finish(self, step: Step) -> None:
-        """Takes in the last step."""
+    def finish(self, step: Step, own: Json) -> None:
+        """Takes in the last step, and fields of ours."""
         finish = step.item.finish_reason
         assert finish is not None
         cut = finish.kind == "length"
         self.status, self._reason = ("incomplete", "max_output_tokens") if cut else ("completed", None)
         self._completed_s = None if cut else int(time.time())
         self._usage = _usage(step)
+        self._extras = {"sgl": own} if own else {}
 
     def fail(self, error: SglError) -> None:
         """Takes in why there is no more to come."""
@@ -73,6 +75,7 @@ class Snapshot:
             "usage": self._usage,
             **self._asked,
             **warned,
+            **self._extras,
         }
 
 
