@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import re
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,14 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sgl.engine.api.exchange import FILES, FORMS, AnswerReader, Exchange
 from sgl.engine.base.config import ObserveConfig
 from sgl.engine.base.errors import ConfigError, SglError
+from sgl.server.background import Background
 from sgl.server.pseudonym import Pseudonyms
 from sgl.server.request_log import Redactor
 
 logger = logging.getLogger(__name__)
 
 _NUM_FILES = 8  # a full folder keeps at least seven eighths of what it may have
-_MAX_WAITING_BYTES = 64 * 2**20
-_CLOSE_TIMEOUT_S = 10.0
 _HIDDEN = "[redacted]"
 _KEYS = re.compile(r"(?i)(?:.*_)?(?:api_?key|password|secret|authorization|access_token)")
 
@@ -95,7 +92,7 @@ class Recorder:
 
     def __init__(self, options: ObserveConfig) -> None:
         self.is_on = bool(options.record)
-        self._thread: threading.Thread | None = None
+        self._thread: Background | None = None
         if not self.is_on:
             return
         try:
@@ -106,22 +103,11 @@ class Recorder:
         self._pseudonyms = Pseudonyms() if options.record_redact == "text" else None
         self._max_line_bytes = options.record_max_mb * 2**20 // _NUM_FILES
         self._encoder = msgspec.json.Encoder()
-        self._work: queue.SimpleQueue[tuple[int, Callable[[], None]] | None] = queue.SimpleQueue()
-        self._num_put = self._num_done = 0  # bytes; one is written by the event loop, the other by the thread
-        self._has_lost = False
-        self._thread = threading.Thread(target=self._run, name="record", daemon=True)
-        self._thread.start()
+        self._thread = Background("record", "--record")
 
     def put(self, size: int, work: Callable[[], None]) -> bool:
         """Hands something of that many bytes to the thread; false if too much waits there already."""
-        if self._num_put - self._num_done + size > _MAX_WAITING_BYTES:
-            if not self._has_lost:
-                logger.warning("--record: requests come faster than they are recorded; some are left out.")
-            self._has_lost = True
-            return False
-        self._num_put += size
-        self._work.put((size, work))
-        return True
+        return self._thread is not None and self._thread.put(size, work)
 
     def save(self, tape: Tape) -> None:
         """Writes a line; called on the thread."""
@@ -141,18 +127,8 @@ class Recorder:
     def close(self) -> None:
         """Writes what waits."""
         if self._thread is not None:
-            self._work.put(None)
-            self._thread.join(_CLOSE_TIMEOUT_S)
-
-    def _run(self) -> None:
-        while (item := self._work.get()) is not None:
-            size, work = item
-            try:
-                work()
-            except Exception:
-                logger.exception("A request could not be recorded")
-            self._num_done += size
-        self._end_file()
+            self._thread.put(0, self._end_file)
+            self._thread.close()
 
     def _stop(self, error: OSError) -> None:
         self.is_on = False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sgl.engine.base.errors import ConfigError, SglError
+from sgl.server.background import Background
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _MAX_PENDING_BYTES = 64 * 2**20
 
 
 class RequestDump:
-    """Holds lines until there are enough for a file.
+    """Holds lines until there are enough for a file; the lines are on a thread of their own, which writes them.
 
     Args:
         root: where files may be; empty for nowhere.
@@ -36,8 +37,11 @@ class RequestDump:
         self._pending: list[bytes] = []
         self._num_bytes = 0
         self._serial = itertools.count()
+        self._thread: Background | None = None
         try:
             self._folder = _made(self._root) if self._root else None
+            if self._root:
+                self._thread = Background("request-dump", "--dump-requests-folder")
         except OSError as error:
             text = f"--dump-requests-folder {root}: {error.strerror}."
             raise ConfigError(text, param="--dump-requests-folder") from None
@@ -66,24 +70,40 @@ class RequestDump:
         self._threshold = self._threshold if threshold is None else threshold
 
     def add(self, line: dict[str, Any]) -> None:
-        """Takes one answer; a full file is written on a thread of its own."""
+        """Takes one answer."""
+        assert self._thread is not None and self._folder is not None
         data = msgspec.json.encode({"time": time.time(), **line}) + b"\n"
-        self._pending.append(data)
-        self._num_bytes += len(data)
-        if len(self._pending) >= self._threshold or self._num_bytes >= _MAX_PENDING_BYTES:
-            work = self._take()
-            threading.Thread(target=_write, args=work, name="request-dump").start()
+        self._thread.put(len(data), partial(self._hold, data, self._folder, self._threshold))
 
     def flush(self) -> None:
         """Writes what there is."""
-        if self._pending:
-            _write(*self._take())
+        if self._thread is not None and self._folder is not None:
+            self._thread.put(0, partial(self._write, self._folder))
+            self._thread.wait()
 
-    def _take(self) -> tuple[Path, list[bytes]]:
-        assert self._folder is not None
+    def close(self) -> None:
+        """Writes what there is, and takes no more."""
+        self.flush()
+        self._folder = None
+        if self._thread is not None:
+            self._thread.close()
+
+    def _hold(self, data: bytes, folder: Path, threshold: int) -> None:
+        self._pending.append(data)
+        self._num_bytes += len(data)
+        if len(self._pending) >= threshold or self._num_bytes >= _MAX_PENDING_BYTES:
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
         lines, self._pending, self._num_bytes = self._pending, [], 0
+        if not lines:
+            return
         name = f"requests-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{next(self._serial):06d}.jsonl"
-        return self._folder / name, lines
+        try:
+            with (folder / name).open("xb") as file:
+                file.writelines(lines)
+        except OSError as error:
+            logger.error("%d requests could not be dumped to %s: %s", len(lines), folder / name, error.strerror)
 
     def _inside(self, folder: str) -> Path | None:
         if not folder:
@@ -104,14 +124,6 @@ class RequestDump:
 def _made(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _write(path: Path, lines: list[bytes]) -> None:
-    try:
-        with path.open("xb") as file:
-            file.writelines(lines)
-    except OSError as error:
-        logger.error("%d requests could not be dumped to %s: %s", len(lines), path, error.strerror)
 
 
 def _refused(what: str) -> SglError:

@@ -95,7 +95,7 @@ class RequestLog:
 
     def close(self) -> None:
         """Writes out what is still to be dumped."""
-        self._dump.flush()
+        self._dump.close()
 
     def finished(self, request: GenerateRequest, item: Generation, start_s: float) -> None:
         """An answer is complete."""

@@ -220,7 +220,6 @@ def lines_of(server: FakeServer | Live, plan: Plan) -> list[Line]:
 @pytest.fixture(autouse=True)
 def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgl.bench.bandwidth.PROBE_BYTES", 1 << 20)
-    monkeypatch.setattr("sgl.bench.serving._IDLE_TIMEOUT_S", 0.2)
 
 
 def test_a_server_that_is_ours_alone_is_reported_with_its_limit(checkpoint: Path) -> None:
@@ -238,7 +237,8 @@ def test_what_another_server_does_not_say_is_noted(checkpoint: Path) -> None:
     assert "share_of_limit" not in line.figures
 
 
-def test_a_busy_server_is_not_measured(checkpoint: Path) -> None:
+def test_a_busy_server_is_not_measured(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.bench.serving._IDLE_TIMEOUT_S", 0.0)
     with fake(checkpoint, ours=True) as server:
         server.num_others = 3
         with pytest.raises(ContaminatedError, match="is busy with 3 requests of others; nothing was measured"):

@@ -28,7 +28,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
-    def expect(self, text: str, timeout_s: float = 30.0) -> str:
+    def expect(self, text: str, timeout_s: float = 100.0) -> str:
         """Reads until ``text`` shows, control sequences left out; returns what came before it."""
         deadline_s = time.monotonic() + timeout_s
         while text not in (shown := _ESCAPES.sub("", self.output)):
@@ -37,7 +37,7 @@ class Terminal:
         before, _, self.output = shown.partition(text)
         return before
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 100.0) -> int:
         """The exit code."""
         deadline_s = time.monotonic() + timeout_s
         while self._read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -90,16 +91,17 @@ def test_an_interrupted_run_goes_on(
     output, folder = source.with_name("out.jsonl"), source.with_name("out.jsonl.answers")
     words = ["batch", "run", str(source), "-o", str(output), "--url", server.url, "--api-key", "k"]
     before = len(server.client.received)
-    server.client.delay_s = 0.01
+    most = server.client.num_finished + 60  # that many are answered until it is interrupted
+    server.client.limit = lambda: 1 if server.client.num_finished >= most else math.inf
     try:
         command = [sys.executable, "-c", "from sgl.cli.main import program; program()", *words, "--max-in-flight", "5"]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             until(lambda: any(path.read_bytes().count(b"batch_req_") > 10 for path in folder.glob("files/*")))
             process.send_signal(number)
-            _, told = process.communicate(timeout=30)
+            _, told = process.communicate(timeout=60)
             assert process.returncode == (130 if number == signal.SIGINT else -9)
     finally:
-        server.client.delay_s = 0.0
+        server.client.limit = lambda: math.inf
     if number == signal.SIGINT:
         assert "of 120 answers are kept in" in told
     assert not output.exists()

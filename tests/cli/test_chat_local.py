@@ -62,9 +62,9 @@ def test_leaving_stops_the_engine(tmp_path: Path) -> None:
         pieces = backend.stream([{"role": "user", "content": "xy"}], {"temperature": 0.0})
         await anext(pieces)
         await pieces.aclose()
-        return await asyncio.wait_for(backend._engine.call("running"), 10)
+        return await asyncio.wait_for(backend._engine.call("running"), 60)
 
-    found = with_backend(checkpoint(tmp_path, "slow"), leave)
+    found = with_backend(checkpoint(tmp_path, "patient"), leave)
     assert found["rids"] == []
     assert len(found["aborted"]) == 1
 

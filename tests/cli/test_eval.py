@@ -103,7 +103,7 @@ def test_an_interrupt_keeps_what_was_answered(evaluate: Evaluate, monkeypatch: p
         count += 1
         if count == 4:
             signal.raise_signal(signal.SIGINT)
-            await asyncio.sleep(5)
+            await asyncio.Event().wait()
         return await own(self, ask)
 
     words = ("demo-capital", DEMO, *ENGINE, "--num-questions", "6", "--parallel", "1")

@@ -1,12 +1,13 @@
 """An engine without a model: it answers with the prompt's own tokens, shifted by the seed unless greedy.
 
-What it does wrong on request is named by the model path.
+What it does wrong on request is named by the model path. A "patient" one gives nobody more than `PATIENCE` tokens until
+it is told to go on: what a test does meanwhile, it does in time.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from sgl.engine.base.types import (
     TokenLogprob,
 )
 
+PATIENCE = 6
 VOCAB = 400
 CONTEXT = 64
 CRASH_ID = 399
@@ -95,20 +97,23 @@ class FakeLoop:
         self._running: dict[str, Running] = {}
         self.aborted: list[str] = []
         self._stopping = False
+        self._limit: float = PATIENCE if self.behaviour == "patient" else math.inf
 
     def run(self) -> None:
         self._outbox.send(Stats(step_id=1))
         while not self._stopping or self.behaviour == "stubborn":
-            for message in self._inbox.drain(0.0 if self._running else 0.05):
+            for message in self._inbox.drain(0.0 if self._free() else 0.05):
                 self._take(message)
-            outputs = [running.next() for running in self._running.values()]
+            outputs = [running.next() for running in self._free()]
             for output in outputs:
                 if output.finish is not None:
                     del self._running[output.rid]
             if outputs:
                 self._outbox.send(Outputs(outputs))
-            if self.behaviour == "slow":
-                time.sleep(0.005)
+
+    def _free(self) -> list[Running]:
+        """Those that may have another token."""
+        return [running for running in self._running.values() if len(running.out) < self._limit]
 
     def _take(self, message: Any) -> None:
         match message:
@@ -129,9 +134,12 @@ class FakeLoop:
                 self._outbox.send(Reply(call_id, {"rids": list(self._running), "aborted": self.aborted}))
             case Call(call_id, "echo", args):
                 self._outbox.send(Reply(call_id, args))
+            case Call(call_id, "go on"):
+                self._limit = math.inf
+                self._outbox.send(Reply(call_id, {}))
             case Call(call_id, "flush_cache"):
                 self._outbox.send(Reply(call_id, {"success": not self._running}))
-            case Call(call_id, "describe_weights"):
+            case Call(call_id, "describe_weights" | "canary"):
                 self._outbox.send(Reply(call_id, {"num_updates": 0}))
             case Call(call_id, name):
                 self._outbox.send(Reply(call_id, error=f"The engine has no operation {name!r}."))

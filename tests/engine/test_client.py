@@ -24,7 +24,7 @@ from sgl.engine.client import InProcessClient, ProcessClient
 from sgl.engine.client import process as process_module
 
 LOOP = "tests.engine.fake_loop:build_loop"
-WAIT_S = 20
+WAIT_S = 60
 
 
 def config(behaviour: str = "well") -> EngineConfig:

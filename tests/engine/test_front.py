@@ -67,8 +67,9 @@ def test_a_slow_reader_gets_fewer_and_larger_items(path: Path) -> None:
         items = []
         async for item in engine.generate(request):
             items.append(item)
-            await asyncio.sleep(0.2)
-        assert len(items) < 25
+            while (await settled(engine))["rids"]:  # it reads on when all is there
+                pass
+        assert len(items) <= 2
         assert sum(len(item.token_ids) for item in items) == 50
         assert "".join(item.delta for item in items) == items[-1].text
 
@@ -207,7 +208,7 @@ def test_leaving_the_iteration_aborts(tmp_path: Path) -> None:
         assert engine.num_active == 0
         assert (await settled(engine))["rids"] == []
 
-    with_engine(checkpoint(tmp_path, "slow"), use)
+    with_engine(checkpoint(tmp_path, "patient"), use)
 
 
 def test_cancelling_aborts(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_cancelling_aborts(tmp_path: Path) -> None:
         assert engine.num_active == 0
         assert (await settled(engine))["rids"] == []
 
-    with_engine(checkpoint(tmp_path, "slow"), use)
+    with_engine(checkpoint(tmp_path, "patient"), use)
 
 
 def test_aborting_by_name_gives_a_last_item(tmp_path: Path) -> None:
@@ -238,10 +239,11 @@ def test_aborting_by_name_gives_a_last_item(tmp_path: Path) -> None:
         await engine.abort("unknown")
         for item in await tasks["a"]:
             assert (item.finish_reason.kind, item.finish_reason.status) == ("abort", 499)
+        await engine.call("go on")
         for other in ("a:b", "ab"):
             assert (await tasks[other])[0].finish_reason.kind == "length"
 
-    with_engine(checkpoint(tmp_path, "slow"), use)
+    with_engine(checkpoint(tmp_path, "patient"), use)
 
 
 def test_a_name_is_free_again_at_once(tmp_path: Path) -> None:
@@ -251,10 +253,10 @@ def test_a_name_is_free_again_at_once(tmp_path: Path) -> None:
         for number in range(20):
             request = GenerateRequest(rid="same", input_ids=[50 + number], sampling=greedy(20), stream=True)
             items = engine.generate(request)
-            assert (await anext(items)).output_ids == [50 + number]
+            assert set((await anext(items)).output_ids) == {50 + number}
             await items.aclose()
 
-    with_engine(checkpoint(tmp_path, "slow"), use)
+    with_engine(checkpoint(tmp_path, "patient"), use)
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
@@ -264,6 +266,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SglError, match="'r' is already running") as caught:
             await collect(engine, GenerateRequest(rid="r", text="Hello", sampling=greedy(9)))
         assert (caught.value.status, caught.value.param) == (400, "rid")
+        await engine.call("go on")
         await anext(first)  # unharmed
         await first.aclose()
         two = [GenerateRequest(rid="s", text="Hello", sampling=greedy(9)) for _ in range(2)]
@@ -271,7 +274,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
             await anext(engine.generate_batch(two))
         assert engine.num_active == 0
 
-    with_engine(checkpoint(tmp_path, "slow"), use)
+    with_engine(checkpoint(tmp_path, "patient"), use)
 
 
 def test_batches_keep_their_positions(path: Path) -> None:
@@ -414,16 +417,16 @@ def test_a_mistake_in_one_answer_ends_only_that_one(path: Path, monkeypatch: pyt
 
 def test_shutdown_drains_then_aborts(tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(checkpoint(tmp_path, "slow")) as engine:
+        async with running(checkpoint(tmp_path, "patient")) as engine:
             quick = asyncio.create_task(collect(engine, GenerateRequest(text="Hello", sampling=greedy(3))))
             await asyncio.sleep(0)
-            closing = asyncio.create_task(engine.shutdown(drain_s=20))
+            closing = asyncio.create_task(engine.shutdown(drain_s=60))
             await asyncio.sleep(0)
             with pytest.raises(OverloadedError):
                 await collect(engine, GenerateRequest(text="Hello", sampling=greedy(9)))
             assert (await quick)[0].finish_reason.kind == "length"
             await closing
-        async with running(tmp_path / "slow") as engine:
+        async with running(tmp_path / "patient") as engine:
             endless = asyncio.create_task(collect(engine, GenerateRequest(text="Hello", sampling=greedy(50))))
             await asyncio.sleep(0)
             await engine.shutdown(drain_s=0)

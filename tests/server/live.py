@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 from sgl.engine.api import AsyncEngine
 from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.errors import ConfigError
 from sgl.server.app import build_app
 from sgl.server.http import HttpServer, listen
 from sgl.server.state import ServerState
@@ -121,6 +123,14 @@ def until(probe: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline_s, "waited too long"
         time.sleep(0.01)
     return found
+
+
+def free_port() -> int:
+    """A port that nobody else is given by chance: below those that the system hands out."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with contextlib.suppress(ConfigError), listen("127.0.0.1", port):
+            return port
 
 
 def post(port: int, path: str, body: Any, headers: str = "", receive_bytes: int | None = None) -> socket.socket:

@@ -96,7 +96,7 @@ def test_bad_bodies_are_refused(served: Served, path: str, body: dict[str, Any],
 
 
 def test_a_request_is_ended_by_its_name() -> None:
-    with live(delay_s=0.02) as server:
+    with live(hold=True) as server:
         found: dict[str, bytes] = {}
 
         def ask(rid: str) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from sgl.engine.base.errors import EngineDiedError
 from sgl.server.app import build_app
-from sgl.server.http import listen
 from sgl.server.state import ServerState
 from tests.server.conftest import Serve
 from tests.server.fake import make_config
-from tests.server.live import live, post, process, until
+from tests.server.live import free_port, live, post, process, until
 from tests.server.served import Served
 
 PROBES = ("/livez", "/readyz", "/startupz")
@@ -61,7 +61,7 @@ def test_an_engine_that_is_silent_or_dead_is_not_ready(serve: Serve) -> None:
 
 
 def test_a_server_that_drains_is_not_ready() -> None:
-    with live(delay_s=0.01, serve_drain_timeout_s=5.0) as server:
+    with live(hold=True, serve_drain_timeout_s=0.1) as server:
         long = {"text": "x" * 100, "sampling_params": {"max_new_tokens": 90}}
         with post(server.port, "/generate", long, "Connection: close\r\n"):
             until(lambda: server.client.running)
@@ -70,12 +70,11 @@ def test_a_server_that_drains_is_not_ready() -> None:
             assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_the_whole_program_tells_how_far_it_is() -> None:
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-    with process(start_s=1.5, serve_port=port) as server:
+def test_the_whole_program_tells_how_far_it_is(tmp_path: Path) -> None:
+    with process(start=str(tmp_path / "start"), serve_port=(port := free_port())) as server:
         until(lambda: _status(port, "/livez") == 200)
         assert _status(port, "/startupz") == _status(port, "/readyz") == 503
+        (tmp_path / "start").touch()
         server.wait_for("ready at")
         assert _status(port, "/startupz") == _status(port, "/readyz") == 200
 

@@ -12,7 +12,7 @@ import pytest
 
 from sgl.engine.base.errors import ConfigError
 from sgl.server.http import listen, url_of
-from tests.server.live import Process, live, post, process, read_all, until
+from tests.server.live import Process, free_port, live, post, process, read_all, until
 from tests.server.served import parse_events
 
 LONG = {"text": "x" * 200, "sampling_params": {"max_new_tokens": 150}}
@@ -54,7 +54,7 @@ def test_urls(host: str, shown: str) -> None:
 )
 def test_malformed_http_is_refused_and_nobody_else_notices(request_bytes: bytes) -> None:
     with live() as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
             sock.sendall(request_bytes)
             assert read_all(sock)[:10] in (b"HTTP/1.1 4", b"")  # a reset can overtake the answer
         assert httpx.get(f"{server.url}/health").status_code == 200
@@ -80,12 +80,15 @@ def _peak_kb(server: Process) -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
 
 
-def test_from_start_to_drained_exit() -> None:
-    with process(delay_s=0.01, serve_drain_timeout_s=20.0, start_s=1.0, serve_port=(port := _free_port())) as server:
-        url = f"http://127.0.0.1:{port}"
+def test_from_start_to_drained_exit(tmp_path: Path) -> None:
+    start, hold = tmp_path / "start", tmp_path / "hold"
+    hold.touch()
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with process(start=str(start), hold=str(hold), serve_drain_timeout_s=60.0, serve_port=port) as server:
         early = until(lambda: _try_get(f"{url}/health"))
         assert early.status_code == 503
         assert early.headers["retry-after"] == "1"
+        start.touch()
         assert server.wait_for("ready at (.*)")[1] == url
         assert httpx.get(f"{url}/health").status_code == 200
 
@@ -95,6 +98,7 @@ def test_from_start_to_drained_exit() -> None:
             server.popen.send_signal(signal.SIGTERM)
             server.wait_for("Shutting down; 2 running requests")
             until(lambda: _is_refused(port))
+            hold.unlink()
             assert (first + read_all(streamed)).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
             assert b'"completion_tokens":150' in read_all(whole)
         assert server.wait() == 0
@@ -107,8 +111,8 @@ def test_from_start_to_drained_exit() -> None:
     assert any('"POST /generate" 200' in line for line in server.log)
 
 
-def test_what_outlasts_the_drain_is_aborted_and_told_so() -> None:
-    with process(delay_s=0.05, serve_drain_timeout_s=0.5) as server:
+def test_what_outlasts_the_drain_is_aborted_and_told_so(tmp_path: Path) -> None:
+    with process(hold=str(tmp_path), serve_drain_timeout_s=0.5) as server:
         port = int(server.wait_for(r"ready at .*:(\d+)")[1])
         with post(port, "/generate", {**LONG, "stream": True}) as sock:
             head = sock.recv(1000)
@@ -119,8 +123,8 @@ def test_what_outlasts_the_drain_is_aborted_and_told_so() -> None:
     assert parse_events(text)[-1]["meta_info"]["finish_reason"]["type"] == "abort"
 
 
-def test_a_second_interrupt_exits_at_once() -> None:
-    with process(delay_s=0.05, serve_drain_timeout_s=60.0) as server:
+def test_a_second_interrupt_exits_at_once(tmp_path: Path) -> None:
+    with process(hold=str(tmp_path), serve_drain_timeout_s=60.0) as server:
         port = int(server.wait_for(r"ready at .*:(\d+)")[1])
         with post(port, "/generate", {**LONG, "stream": True}) as sock:
             sock.recv(1000)
@@ -130,8 +134,8 @@ def test_a_second_interrupt_exits_at_once() -> None:
             assert server.wait() == 130
 
 
-def test_a_signal_while_the_engine_starts_ends_the_server() -> None:
-    with process(start_s=60, serve_port=(port := _free_port())) as server:
+def test_a_signal_while_the_engine_starts_ends_the_server(tmp_path: Path) -> None:
+    with process(start=str(tmp_path / "never"), serve_port=(port := free_port())) as server:
         until(lambda: _try_get(f"http://127.0.0.1:{port}/health"))
         server.popen.send_signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -152,11 +156,6 @@ def test_quiet_levels_are_quiet() -> None:
         assert server.wait() == 0
     assert not any("/health" in line for line in server.log)
     assert any("ready to roll" in line for line in server.log)
-
-
-def _free_port() -> int:
-    with listen("127.0.0.1", 0) as sock:
-        return int(sock.getsockname()[1])
 
 
 def _try_get(url: str) -> httpx.Response | None:

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from sgl.engine.base.errors import EngineDiedError
 from sgl.engine.base.metrics import Series
 from sgl.server.routes import ROUTES
 from tests.server.conftest import Serve
 from tests.server.live import live, post, until
+from tests.server.scripted import die_in_a_stream
 from tests.server.served import Served
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +103,7 @@ def test_cached_tokens_and_queue_time(counted: Served) -> None:
 
 
 def test_aborts_by_reason() -> None:
-    with live(delay_s=0.01, observe_enable_metrics=True) as server:
+    with live(hold=True, observe_enable_metrics=True) as server:
         body = {"text": "x" * 500, "rid": "r", "sampling_params": {"max_new_tokens": 400, "n": 2}, "stream": True}
         for num_gone in (1, 2):
             sock = post(server.port, "/generate", body)
@@ -123,8 +122,8 @@ def _scrape(url: str) -> str:
 
 
 def test_an_engine_that_dies_aborts(serve: Serve) -> None:
-    served = serve(delay_s=0.01, observe_enable_metrics=True)
-    threading.Timer(0.1, served.client.die, [EngineDiedError("killed")]).start()
+    served = serve(observe_enable_metrics=True)
+    die_in_a_stream(served)
     served.events("/generate", {"text": "x" * 100})
     text = served.get("/metrics").text
     assert _total(text, "num_aborted_requests_total", reason="engine") == 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import Any
 
 import pytest
 
-from sgl.engine.base.errors import EngineDiedError
 from tests.server.conftest import Serve
 from tests.server.fake import CONTEXT_LEN, EOS, logprob_of
+from tests.server.scripted import die_in_a_stream
 from tests.server.served import Served
 
 PATH = "/generate"
@@ -227,10 +226,8 @@ def test_an_error_before_the_first_event_is_an_http_status(served: Served) -> No
     assert served.refusal(PATH, {"text": "a", "sampling_params": {"top_p": 7}, "stream": True})["param"] == "top_p"
 
 
-def test_an_error_in_a_stream_is_an_event(serve: Serve) -> None:
-    served = serve(delay_s=0.01)
-
-    threading.Timer(0.2, served.client.die, [EngineDiedError("killed")]).start()
+def test_an_error_in_a_stream_is_an_event(served: Served) -> None:
+    die_in_a_stream(served)
     *events, last = served.events(PATH, {"text": "x" * 100})
     assert events and "killed" in last["error"]["message"]
     assert served.refusal(PATH, {"text": "a"}, status=500)["code"] == "engine_dead"

@@ -161,20 +161,20 @@ def test_a_full_disk_ends_the_recording_with_one_line(
 def test_what_the_thread_cannot_keep_up_with_is_left_out_whole(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgl.server.record._MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr("sgl.server.background.MAX_WAITING_BYTES", 1000)
     server = Recorded(folder)
     free = threading.Event()
-    server.state.recorder.put(990, lambda: bool(free.wait(10)) or None)
+    server.state.recorder.put(990, lambda: bool(free.wait(60)) or None)
     assert server.served.answer("/generate", {"text": "abc", "sampling_params": GREEDY})["text"] == "abc"
     free.set()
     assert server.lines() == []
-    assert [record.levelname for record in caplog.records if record.name == "sgl.server.record"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "sgl.server.background"] == ["WARNING"]
 
 
 def test_an_answer_that_a_client_left_is_marked(folder: Path) -> None:
     from tests.server.live import live, post, until
 
-    with live(delay_s=0.02, observe_record=str(folder)) as server:
+    with live(hold=True, observe_record=str(folder)) as server:
         sock = post(server.port, "/generate", {"text": "a" * 900, "sampling_params": {"max_new_tokens": 900}})
         until(lambda: server.client.received)
         sock.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import pytest
 
 from sgl.engine.api import GenerateRequest
 from sgl.engine.base.config import EngineConfig
-from sgl.engine.base.errors import ConfigError, EngineDiedError, SglError
+from sgl.engine.base.errors import ConfigError, SglError
 from sgl.server.request_log import CONTENT, HIDDEN, METADATA, PARAMETERS, Redactor, RequestLog
 from sgl.server.state import ServerState
 from tests.server.conftest import Serve
 from tests.server.fake import make_config
+from tests.server.scripted import die_in_a_stream
 from tests.server.served import Served
 
 LONG = ", ".join(["100"] * 1500)
@@ -127,8 +127,8 @@ def test_time_cost(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_aborts_are_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sgl.server")
-    served = serve(delay_s=0.01, observe_log_requests=True)
-    threading.Timer(0.1, served.client.die, [EngineDiedError("killed")]).start()
+    served = serve(observe_log_requests=True)
+    die_in_a_stream(served)
     served.events("/generate", {"text": "x" * 100, "rid": "r"})
     assert _lines(caplog)[-1] == "Abort: rid='r' reason='engine'"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from typing import Any
 
@@ -24,7 +25,7 @@ ROUTES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 def test_a_disconnect_aborts(path: str, body: dict[str, Any], stream: bool) -> None:
     num_running = 4 if isinstance(body.get("text"), list) else 1
-    with live(delay_s=0.01) as server:
+    with live(hold=True) as server:
         sock = post(server.port, path, {**body, "stream": stream})
         until(lambda: len(server.client.running) == num_running)
         if stream:
@@ -33,6 +34,7 @@ def test_a_disconnect_aborts(path: str, body: dict[str, Any], stream: bool) -> N
         until(lambda: not server.client.running)
         assert len(server.client.aborted) == num_running
         assert server.engine.num_active == 0
+        server.client.limit = lambda: math.inf
         _still_serves(server)
 
 

@@ -10,11 +10,19 @@ from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from sgl.engine.base.errors import EngineDiedError
 from sgl.engine.text.parsers import OutputParser
 from sgl.server.anthropic.output import BlockWriter
 from tests.server.named import named_events, same
-from tests.server.scripted import INTERVALS, SAMPLES, abort_all, after_three_tokens, cut_streams, small_format, split
+from tests.server.scripted import (
+    INTERVALS,
+    SAMPLES,
+    abort_all,
+    after_three_tokens,
+    cut_streams,
+    die_in_a_stream,
+    small_format,
+    split,
+)
 from tests.server.served import Served
 
 PATH = "/v1/messages"
@@ -135,7 +143,7 @@ def test_refusals_come_before_a_stream(served: Served) -> None:
 
 
 def test_an_engine_that_dies_ends_the_stream_with_an_error(served: Served) -> None:
-    after_three_tokens(served, lambda: served.client.die(EngineDiedError()))
+    die_in_a_stream(served)
     events = events_of(served, asking("hi" * 50, tools=None))
     assert events[-1]["type"] == "error"
     assert events[-1]["error"]["type"] == "api_error"

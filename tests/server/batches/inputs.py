@@ -106,7 +106,7 @@ async def running(
         await thread.close()
 
 
-async def until(probe: Callable[[], Any], timeout_s: float = 20.0) -> None:
+async def until(probe: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Returns once the probe is true."""
     async with asyncio.timeout(timeout_s):
         while not probe():

@@ -23,8 +23,12 @@ NUM_LINES = 1200
 
 
 def worked(root: Path, rng: random.Random | None = None) -> None:
-    """A process works on the store, until it has done everything; with ``rng`` it is killed after some more of it."""
+    """A process works on the store, until it has done everything; with ``rng`` it is killed after some more of it.
+
+    One that is to be killed stops answering in time, so that however late the kill comes something is left to do.
+    """
     command = [sys.executable, "-m", "tests.server.batches.worker_process", str(root)]
+    command += [str(NUM_LINES // 5)] if rng is not None else []
     goal = _num_bytes(root) + (rng.randrange(20_000) if rng is not None else 0)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -88,8 +92,8 @@ def test_a_process_killed_while_it_cancels_goes_on_cancelling(tmp_path: Path) ->
 
 
 def test_a_killed_server_goes_on_and_answers_every_line_once(tmp_path: Path) -> None:
-    options = {"delay_s": 0.01, "serve_file_storage_path": str(tmp_path / "storage")}
-    with process(**options) as server:
+    options = {"serve_file_storage_path": str(tmp_path / "storage")}
+    with process(most_answers=100, **options) as server:
         with _client(server) as client:
             file = client.files.create(file=("in.jsonl", requests(400)), purpose="batch")
             batch = client.batches.create(
@@ -120,7 +124,8 @@ def _completed(client: openai.OpenAI, batch_id: str) -> int:
 
 
 def test_a_server_that_was_told_to_end_does_not_wait_for_its_batches(tmp_path: Path) -> None:
-    options = {"delay_s": 0.5, "serve_file_storage_path": str(tmp_path), "serve_drain_timeout_s": 60.0}
+    storage = tmp_path / "storage"
+    options = {"hold": str(tmp_path), "serve_file_storage_path": str(storage), "serve_drain_timeout_s": 60.0}
     with process(**options) as server:
         with _client(server) as client:
             file = client.files.create(file=requests(50), purpose="batch")
@@ -130,7 +135,7 @@ def test_a_server_that_was_told_to_end_does_not_wait_for_its_batches(tmp_path: P
             until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
         server.popen.terminate()
         assert server.wait() == 0
-    with contextlib.closing(Store(tmp_path)) as store:
+    with contextlib.closing(Store(storage)) as store:
         [left] = store.open_batches()
         assert (left.id, left.status) == (batch.id, "in_progress")
 

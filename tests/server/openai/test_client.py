@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,14 +104,14 @@ def test_errors_arrive_as_the_clients_own(client: openai.OpenAI, server: LiveEch
 
 def test_leaving_a_stream_aborts(client: openai.OpenAI, server: LiveEcho) -> None:
     num_aborted = len(server.client.aborted)
-    server.client.delay_s = 0.01
+    server.client.limit = lambda: 1
     try:
         stream = client.completions.create(model="echo", prompt="x" * 500, max_tokens=400, stream=True)
         next(iter(stream))
         stream.close()
         until(lambda: len(server.client.aborted) == num_aborted + 1)
     finally:
-        server.client.delay_s = 0.0
+        server.client.limit = lambda: math.inf
 
 
 def test_many_at_once(server: LiveEcho) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,14 +125,14 @@ def test_errors_arrive_as_the_clients_own(client: openai.OpenAI) -> None:
 
 def test_leaving_a_stream_aborts(client: openai.OpenAI, server: LiveEcho) -> None:
     num_aborted = len(server.client.aborted)
-    server.client.delay_s = 0.01
+    server.client.limit = lambda: 1
     try:
         stream = client.responses.create(model="echo", input="x" * 500, stream=True)
         next(iter(stream))
         stream.close()
         until(lambda: len(server.client.aborted) == num_aborted + 1)
     finally:
-        server.client.delay_s = 0.0
+        server.client.limit = lambda: math.inf
 
 
 def test_async(server: LiveEcho) -> None:

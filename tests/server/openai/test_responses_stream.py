@@ -12,11 +12,19 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from sgl.engine.base.errors import EngineDiedError
 from sgl.engine.text.parsers import OutputParser
 from sgl.server.openai.responses.output import OutputWriter
 from tests.server.named import named_events, same
-from tests.server.scripted import INTERVALS, SAMPLES, abort_all, after_three_tokens, cut_streams, small_format, split
+from tests.server.scripted import (
+    INTERVALS,
+    SAMPLES,
+    abort_all,
+    after_three_tokens,
+    cut_streams,
+    die_in_a_stream,
+    small_format,
+    split,
+)
 from tests.server.served import Served
 
 PATH = "/v1/responses"
@@ -166,7 +174,7 @@ def test_refusals_come_before_a_stream(served: Served) -> None:
 
 
 def test_an_engine_that_dies_ends_the_stream_with_a_failed_response(served: Served) -> None:
-    after_three_tokens(served, lambda: served.client.die(EngineDiedError()))
+    die_in_a_stream(served)
     events = events_of(served, {"input": "hi" * 50})
     assert events[-1]["type"] == "response.failed"
     failed = events[-1]["response"]
