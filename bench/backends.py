@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sgl.bench.data import Sample
 from sgl.bench.figures import Outcome
-from sgl.engine.base.errors import SglError
+from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.base.types import Grammar
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What goes into a request. ``text`` is the question's, made of its ids where there was none."""
+    """What goes into a request. ``text`` is the question's, made of its ids where there was none.
+
+    Args:
+        constraint: fields that keep the answer to a grammar; see `Backend`.
+    """
 
     sample: Sample
     text: str
     model: str
     ignore_eos: bool
+    constraint: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Backend:
         read: puts an event of the stream that came at a time into the outcome; true if it says that the answer ended.
         sends_text: whether prompts go as text; else as token ids, which says exactly how long they are.
         extends_openai: whether it knows ``ignore_eos``.
+        constrain: the fields that keep an answer to a grammar.
     """
 
     path: str
@@ -40,17 +48,42 @@ class Backend:
     read: Callable[[Json, Outcome, float], bool]
     sends_text: bool = False
     extends_openai: bool = True
+    constrain: Callable[[Grammar], Json] = lambda grammar: {grammar.kind: grammar.source}
+
+
+def _in_response_format(grammar: Grammar) -> Json:
+    """OpenAI's own way.
+
+    Raises:
+        ConfigError: it has JSON schemas only.
+    """
+    if grammar.kind != "json_schema":
+        message = f"--{grammar.kind}: OpenAI's API keeps answers to JSON schemas only; use --json-schema."
+        raise ConfigError(message, param=f"--{grammar.kind}")
+    try:
+        schema = json.loads(grammar.source)
+    except ValueError as error:
+        raise ConfigError(f"--json-schema is not JSON: {error}.", param="--json-schema") from None
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
+_OF_VLLM = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+
+
+def _in_structured_outputs(grammar: Grammar) -> Json:
+    """As vLLM has it since 0.12."""
+    return {"structured_outputs": {_OF_VLLM[grammar.kind]: grammar.source}}
 
 
 def _native_body(ask: Ask) -> Json:
     sampling = {"max_new_tokens": ask.sample.output_len, "temperature": 0.0, "ignore_eos": ask.ignore_eos}
-    return {"input_ids": ask.sample.prompt_ids, "sampling_params": sampling, "stream": True}
+    return {"input_ids": ask.sample.prompt_ids, "sampling_params": sampling | ask.constraint, "stream": True}
 
 
 def _openai_body(ask: Ask) -> Json:
     options = {"max_tokens": ask.sample.output_len, "temperature": 0.0, "stream": True}
     extension = {"ignore_eos": True} if ask.ignore_eos else {}
-    return {"model": ask.model, **options, "stream_options": {"include_usage": True}, **extension}
+    return {"model": ask.model, **options, "stream_options": {"include_usage": True}, **extension, **ask.constraint}
 
 
 def _completion_body(ask: Ask) -> Json:
@@ -122,9 +155,9 @@ BACKENDS: Mapping[str, Backend] = {
     "sglang-native": _NATIVE,
     "sglang-oai": Backend(_COMPLETIONS, _completion_body, _read_openai),
     "sglang-oai-chat": Backend(_CHAT, _chat_body, _read_openai, sends_text=True),
-    "vllm": Backend(_COMPLETIONS, _with_counts(_completion_body), _read_openai),
-    "vllm-chat": Backend(_CHAT, _with_counts(_chat_body), _read_openai, sends_text=True),
-    "lmdeploy": Backend(_COMPLETIONS, _text_completion_body, _read_openai, sends_text=True),
-    "openai": Backend(_COMPLETIONS, _text_completion_body, _read_openai, sends_text=True, extends_openai=False),
-    "openai-chat": Backend(_CHAT, _chat_body, _read_openai, sends_text=True, extends_openai=False),
+    "vllm": Backend(_COMPLETIONS, _with_counts(_completion_body), _read_openai, constrain=_in_structured_outputs),
+    "vllm-chat": Backend(_CHAT, _with_counts(_chat_body), _read_openai, True, constrain=_in_structured_outputs),
+    "lmdeploy": Backend(_COMPLETIONS, _text_completion_body, _read_openai, True, constrain=_in_response_format),
+    "openai": Backend(_COMPLETIONS, _text_completion_body, _read_openai, True, False, _in_response_format),
+    "openai-chat": Backend(_CHAT, _chat_body, _read_openai, True, False, _in_response_format),
 }

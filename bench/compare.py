@@ -7,10 +7,12 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl.bench import provenance, series
 from sgl.bench.bandwidth import BandwidthProbe, moved
+from sgl.bench.constraint import described
 from sgl.bench.data import Vocabulary
 from sgl.bench.engines import Timing
 from sgl.bench.intervals import Ratio, paired_ratio, unpaired_ratio
@@ -19,12 +21,13 @@ from sgl.bench.peers.workloads import Prompts
 from sgl.bench.results import Result, is_time, of
 from sgl.bench.series import Plan
 from sgl.engine.base.errors import ConfigError
+from sgl.engine.base.types import Grammar
 
 if TYPE_CHECKING:
     from sgl.bench.serving import Server
 
 SIDES = ("A", "B")
-SAID = ("base_url", "model", "cache_state", "failed", "first_error", "bandwidth_moved")
+SAID = ("base_url", "model", "cache_state", "failed", "first_error", "bandwidth_moved", "total_output_tokens")
 """What a comparison keeps of a run beside its figures."""
 
 
@@ -85,8 +88,13 @@ def measure(
     vocab_size: int,
     seed: int = 1,
     note: Callable[[str], None] = lambda _: None,
+    grammars: Mapping[str, Grammar | None] = MappingProxyType({}),
 ) -> Iterator[dict[str, Any]]:
-    """Runs every batch ``repeats`` times on both, on the same prompts, which were never used before."""
+    """Runs every batch ``repeats`` times on both, on the same prompts, which were never used before.
+
+    Args:
+        grammars: that the answers of a side are kept to.
+    """
     probe, prompts = BandwidthProbe(), Prompts(vocab_size, seed << 32)
     for batch in batches:
         warm = [prompts.draw(batch.input_len) for _ in range(batch.size)]
@@ -110,6 +118,8 @@ def measure(
                 "bandwidth_before": before,
                 "bandwidth_after": after,
                 "bandwidth_moved": moved(before, after),
+                "total_output_tokens": batch.size * batch.output_len,
+                **described(grammars.get(name)),
             }
 
 
@@ -139,6 +149,7 @@ def measure_servers(servers: Mapping[str, Server], plan: Plan, note: Callable[[s
                 "figures": known.figures,
                 "dataset_hash": line.data.hash,
                 **{key: line.figures[key] for key in SAID if key in line.figures},
+                **described(servers[name].target.grammar),
             }
 
 
@@ -158,11 +169,12 @@ def figures_of(batch: Batch, timing: Timing) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value > 0}
 
 
-def compare(a: Sequence[Result], b: Sequence[Result], *, paired: bool) -> list[Line]:
+def compare(a: Sequence[Result], b: Sequence[Result], *, paired: bool, across_grammars: bool = False) -> list[Line]:
     """Every figure that both have, of every work that both did.
 
     Args:
         paired: whether the i-th results of both were measured back to back.
+        across_grammars: whether what answers were kept to may differ, because that is the question.
 
     Raises:
         ConfigError: they did nothing alike, or not under the same conditions.
@@ -174,6 +186,7 @@ def compare(a: Sequence[Result], b: Sequence[Result], *, paired: bool) -> list[L
         raise ConfigError(f"A and B have no work in common: A has {works[0]}; B has {works[1]}.")
     for key in common:
         _check(key[1], sides[0][key], sides[1][key])
+        _check_constraints(key[1], sides[0][key], sides[1][key], across_grammars)
     return [line for key in common for line in _lines(key[1], sides[0][key], sides[1][key], paired)]
 
 
@@ -224,6 +237,27 @@ def _check(work: str, a: Sequence[Result], b: Sequence[Result]) -> None:
         raise ConfigError(f"{work}: the prefix caches were not in the same state ({told}); nothing is compared.")
     if {result.data for result in a} != {result.data for result in b}:
         raise ConfigError(f"{work}: A and B had different prompts (dataset_hash); nothing is compared.")
+
+
+def _check_constraints(work: str, a: Sequence[Result], b: Sequence[Result], may_differ: bool) -> None:
+    """
+    Raises:
+        ConfigError: answers were kept to different grammars, which was not the question or made them shorter.
+    """
+    kinds = [sorted({result.constraint or "nothing" for result in side}) for side in (a, b)]
+    if kinds[0] == kinds[1] and len(kinds[0]) == 1:
+        return
+    if not may_differ or max(map(len, kinds)) > 1:
+        told = " and ".join(f"{name}: {', '.join(kind)}" for name, kind in zip(SIDES, kinds, strict=True))
+        raise ConfigError(
+            f"{work}: answers were kept to different grammars ({told}); pass --across-grammars if that is the question."
+        )
+    written = [{result.num_written for result in side} for side in (a, b)]
+    if written[0] != written[1]:
+        told = " and ".join(f"{name}: {max(map(str, count))}" for name, count in zip(SIDES, written, strict=True))
+        raise ConfigError(
+            f"{work}: the answers have not the same number of tokens ({told}); nothing is compared across grammars."
+        )
 
 
 def _lines(work: str, a: Sequence[Result], b: Sequence[Result], paired: bool) -> Iterator[Line]:

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sgl.bench.constraint import check_lengths
 from sgl.bench.correct import Spoken, speak
 from sgl.engine.api import AsyncEngine, GenerateRequest
 from sgl.engine.base.config import EngineConfig
-from sgl.engine.base.types import SamplingParams
+from sgl.engine.base.types import Grammar, SamplingParams
 
 Prompts = Sequence[Sequence[int]]
 
@@ -72,13 +73,17 @@ class SglEngine:
 
     Args:
         profile: whether runs are recorded; the files are in ``traces``.
+        grammar: that all answers are kept to.
     """
 
     name = "sgl"
 
-    def __init__(self, config: EngineConfig, *, in_process: bool = True, profile: bool = False) -> None:
+    def __init__(
+        self, config: EngineConfig, *, in_process: bool = True, profile: bool = False, grammar: Grammar | None = None
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._profile = profile
+        self._grammar = grammar
         self.engine = AsyncEngine.start(config, in_process=in_process)
         self.traces: list[str] = []
 
@@ -86,7 +91,11 @@ class SglEngine:
         return self.run_each(prompts, [output_len] * len(prompts))
 
     def run_each(self, prompts: Prompts, output_lens: Sequence[int]) -> Timing:
-        """As `run`, each prompt with its own length of answer."""
+        """As `run`, each prompt with its own length of answer.
+
+        Raises:
+            ContaminatedError: the grammar let an answer end early.
+        """
         return self._loop.run_until_complete(self._recorded(prompts, output_lens))
 
     async def _recorded(self, prompts: Prompts, output_lens: Sequence[int]) -> Timing:
@@ -99,7 +108,9 @@ class SglEngine:
         requests = [
             GenerateRequest(
                 input_ids=list(ids),
-                sampling=SamplingParams(max_new_tokens=output_len, temperature=0.0, ignore_eos=True),
+                sampling=SamplingParams(
+                    max_new_tokens=output_len, temperature=0.0, ignore_eos=True, grammar=self._grammar
+                ),
                 stream=True,
             )
             for ids, output_len in zip(prompts, output_lens, strict=True)
@@ -109,6 +120,7 @@ class SglEngine:
         async for position, item in self.engine.generate_batch(requests):
             timing.tokens[position] += [time.perf_counter()] * len(item.token_ids)
             cached[position] = item.cached_tokens
+        check_lengths(sum(output_lens), sum(map(len, timing.tokens)))
         timing.cached = sum(cached)
         return timing
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from sgl.bench.constraint import check_run
 from sgl.bench.contamination import Clocks, check_cache
 from sgl.bench.data import Sample
 from sgl.bench.engines import recorded
@@ -15,7 +16,7 @@ from sgl.bench.figures import Outcome, by_turn, num_cached, throughput
 from sgl.bench.load import Run, Traffic, warm_up_with
 from sgl.engine.api import AsyncEngine, GenerateRequest
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import SamplingParams
+from sgl.engine.base.types import Grammar, SamplingParams
 
 _FLUSH_TIMEOUT_S = 5.0
 
@@ -26,15 +27,19 @@ class Offline:
     Args:
         ignore_eos: whether answers have exactly the tokens asked for.
         profile: whether runs are recorded; the files are in ``traces``.
+        grammar: that all answers are kept to.
     """
 
     is_local = True
 
-    def __init__(self, engine: AsyncEngine, ignore_eos: bool = True, *, profile: bool = False) -> None:
+    def __init__(
+        self, engine: AsyncEngine, ignore_eos: bool = True, *, profile: bool = False, grammar: Grammar | None = None
+    ) -> None:
         self._engine = engine
         self._profile = profile
         self.traces: list[str] = []
         self._ignore_eos = ignore_eos
+        self._grammar = grammar
         self._clocks = Clocks.now()
 
     async def measure(
@@ -54,9 +59,12 @@ class Offline:
     def verify(self, run: Run, samples: Sequence[Sample], cache_state: str) -> list[str]:
         """
         Raises:
-            ContaminatedError: the clock jumped, or the cache was in another state than declared.
+            ContaminatedError: the clock jumped, the cache was in another state than declared, or a grammar let
+                answers end early.
         """
         self._clocks.check(Clocks.now())
+        if self._grammar is not None and self._ignore_eos:
+            check_run(samples, run.outcomes)
         check_cache(cache_state, samples, run.outcomes)
         return []
 
@@ -77,7 +85,9 @@ class Offline:
         }
 
     async def _send(self, sample: Sample, outcome: Outcome) -> None:
-        sampling = SamplingParams(max_new_tokens=sample.output_len, temperature=0.0, ignore_eos=self._ignore_eos)
+        sampling = SamplingParams(
+            max_new_tokens=sample.output_len, temperature=0.0, ignore_eos=self._ignore_eos, grammar=self._grammar
+        )
         async for item in self._engine.generate(GenerateRequest(input_ids=sample.prompt_ids, sampling=sampling)):
             outcome.input_len = item.prompt_tokens
             outcome.output_len = item.completion_tokens

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import sgl
+from sgl.bench.constraint import described
 from sgl.bench.data import Sample, digest, num_requests
 from sgl.engine.base import machine
 from sgl.engine.base.errors import ConfigError
 from sgl.engine.base.machine import name_of as name_of
+from sgl.engine.base.types import Grammar
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "httpx")
 
@@ -40,13 +42,16 @@ SCHEMA = 1
 """Of result lines; another number where a key changes its meaning."""
 
 
-def head(kind: str, flags: Mapping[str, Any], seed: int, cache_state: str, data: Data) -> dict[str, Any]:
+def head(
+    kind: str, flags: Mapping[str, Any], seed: int, cache_state: str, data: Data, grammar: Grammar | None = None
+) -> dict[str, Any]:
     """What every result line begins with: which benchmark it is of, and where it comes from.
 
     Args:
         kind: one-batch, offline or serving.
         flags: all of them, without secrets.
         cache_state: of prefixes when the first request came: cold, warm or any.
+        grammar: that the answers were kept to.
     """
     return {
         "kind": kind,
@@ -61,6 +66,7 @@ def head(kind: str, flags: Mapping[str, Any], seed: int, cache_state: str, data:
         "dataset_name": data.name,
         "dataset_hash": data.hash,
         "data": asdict(data),
+        **described(grammar),
     }
 
 

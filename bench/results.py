@@ -49,6 +49,18 @@ class Result:
         return str(self.raw.get("model") or _flags(self.raw).get("model_path") or "")
 
     @property
+    def constraint(self) -> str:
+        """What the answers were kept to; empty if to nothing."""
+        found = self.raw.get("constraint")
+        return f"{found.get('kind')} {found.get('hash')}" if isinstance(found, dict) else ""
+
+    @property
+    def num_written(self) -> int | None:
+        """Tokens of all answers, where they are recorded."""
+        found = self.raw.get("total_output_tokens")
+        return found if isinstance(found, int) else None
+
+    @property
     def spoiled(self) -> str:
         """Why it must not be compared; empty if it may."""
         if self.raw.get("interrupted"):
@@ -135,7 +147,9 @@ def _kind(raw: Raw) -> str:
 def _engine(raw: Raw, kind: str) -> str:
     name = str(raw.get("engine") or raw.get("backend") or "sgl")
     weights = raw.get("format") or (_flags(raw).get("quantization") if name == "sgl" else "")
-    return f"{name} {weights}" if weights else name
+    constraint = raw.get("constraint")
+    kept_to = constraint.get("kind") if isinstance(constraint, dict) and kind != "compare" else ""
+    return " ".join(str(part) for part in (name, weights, kept_to and f"({kept_to})") if part)
 
 
 def _flags(raw: Raw) -> Raw:
@@ -196,4 +210,4 @@ def _conditions(raw: Raw) -> str:
     flags = raw.get("flags")
     names = [field.name for field in fields(DataOptions) if field.name != "seed"]
     given = {name: flags.get(name) for name in names} if isinstance(flags, dict) else {}
-    return json.dumps([given, raw.get("cache_state")], sort_keys=True)
+    return json.dumps([given, raw.get("cache_state"), raw.get("constraint")], sort_keys=True)

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from sgl.bench.backends import BACKENDS, Ask, Json
+from sgl.bench.constraint import check_run
 from sgl.bench.contamination import Clocks, ContaminatedError, Facts, check_cache
 from sgl.bench.data import Sample
 from sgl.bench.figures import Outcome, by_turn, goodput, summarize
@@ -20,6 +21,7 @@ from sgl.bench.load import Run, Traffic, warm_up_with
 from sgl.engine.base import hub
 from sgl.engine.base.cost import Cost
 from sgl.engine.base.errors import ConfigError, SglError
+from sgl.engine.base.types import Grammar
 from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 _TIMEOUT = httpx.Timeout(10.0, read=6 * 3600.0, pool=None)  # an answer may wait long for its turn: that is measured
@@ -40,6 +42,7 @@ class Target:
         tokenizer: directory or Hub id; empty for the one that the server names, or the model's.
         ignore_eos: whether answers have exactly the tokens asked for, where the server can be told.
         profile: whether the server records runs, as SGLang's can.
+        grammar: that all answers are kept to.
     """
 
     backend: str
@@ -49,6 +52,7 @@ class Target:
     api_key: str = ""
     ignore_eos: bool = True
     profile: bool = False
+    grammar: Grammar | None = None
 
     @property
     def base(self) -> str:
@@ -57,10 +61,11 @@ class Target:
     def check(self) -> None:
         """
         Raises:
-            ConfigError: an unknown backend, or not a URL.
+            ConfigError: an unknown backend or one that has no such grammars, or not a URL.
         """
         if self.backend not in BACKENDS:
             raise ConfigError(f"--backend {self.backend} is unknown; use {', '.join(BACKENDS)}.", param="--backend")
+        self.constraint()
         try:
             parsed = httpx.URL(self.base)
         except httpx.InvalidURL:
@@ -68,6 +73,10 @@ class Target:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             message = f"--base-url must be like http://127.0.0.1:30000, got '{self.url}'."
             raise ConfigError(message, param="--base-url")
+
+    def constraint(self) -> Json:
+        """The fields of a request that keep its answer to the grammar."""
+        return BACKENDS[self.backend].constrain(self.grammar) if self.grammar else {}
 
 
 class Server:
@@ -136,10 +145,12 @@ class Server:
         """Makes sure that what was measured is what was meant; notes on what could not be found out.
 
         Raises:
-            ContaminatedError: the clock jumped, the server worked for others or changed, or the cache was in another
-                state than declared.
+            ContaminatedError: the clock jumped, the server worked for others or changed, the cache was in another
+                state than declared, or a grammar let answers end early.
         """
         self._clocks.check(Clocks.now())
+        if self.target.grammar is not None and self.target.ignore_eos:
+            check_run(samples, run.outcomes)
         self.facts.check(ask(self.target), run.num_sent)
         note = check_cache(cache_state, samples, run.outcomes)
         alone = "" if self.facts.num_requests is not None else "The server does not say whether it worked for others."
@@ -197,7 +208,8 @@ class Server:
 
     async def _send(self, client: httpx.AsyncClient, sample: Sample, outcome: Outcome) -> None:
         backend, target = self._backend, self.target
-        request = Ask(sample, self._text(sample), self.model, target.ignore_eos and backend.extends_openai)
+        ignore_eos = target.ignore_eos and backend.extends_openai
+        request = Ask(sample, self._text(sample), self.model, ignore_eos, target.constraint())
         try:
             async with client.stream("POST", backend.path, json=backend.body(request)) as response:
                 if response.status_code != 200:
@@ -317,5 +329,5 @@ def _message(content: Any) -> str:
 
 def unreachable(base: str, error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"No server answers at {base}; start one with `sgl serve`, or correct --base-url."
+        return f"No server answers at {base}; start one with `sgl serve`, or correct the URL."
     return f"{base} did not answer: {type(error).__name__} {error}".rstrip() + "."

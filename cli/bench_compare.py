@@ -6,12 +6,12 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from sgl.cli import bench_data, console
-from sgl.cli.bench_data import with_data
+from sgl.cli.bench_data import with_constraint, with_data
 from sgl.cli.bench_one_batch import INPUT_LEN, SHAPE, numbers, of_shape
 from sgl.cli.options import command_of, with_config, with_model
 from sgl.engine.base import env, sources
@@ -20,6 +20,7 @@ from sgl.engine.base.errors import ConfigError
 if TYPE_CHECKING:
     from sgl.bench.compare import Batch, Line
     from sgl.bench.series import Plan
+    from sgl.engine.base.types import Grammar
 
 GROUPS = ("model", "cache", "schedule", "parallel", "kernel")
 
@@ -34,7 +35,10 @@ def compare(
     ] = "",
     second: Annotated[str, typer.Argument(help="Another one.", metavar="B")] = "",
     flags_a: Annotated[
-        str | None, typer.Option("--a", help="Engine options of A, beside the common ones.", metavar="FLAGS")
+        str | None,
+        typer.Option(
+            "--a", help="Engine options of A, beside the common ones; --json-schema, --regex, --ebnf.", metavar="FLAGS"
+        ),
     ] = None,
     flags_b: Annotated[str | None, typer.Option("--b", help="Those of B.", metavar="FLAGS")] = None,
     shape: Annotated[str, SHAPE] = "",
@@ -52,6 +56,10 @@ def compare(
     warmup_requests: Annotated[int, bench_data.WARMUP] = 1,
     cache_state: Annotated[str, bench_data.cache_state_option("any")] = "any",
     repeats: Annotated[int, bench_data.repeats_option(6)] = 6,
+    across_grammars: Annotated[
+        bool,
+        typer.Option("--across-grammars", help="Of files: answers may be kept to different grammars; that is asked."),
+    ] = False,
     output_file: Annotated[str, bench_data.OUTPUT_FILE] = "",
 ) -> None:
     """Compare two configurations in turns, A B B A, or two result files: ratios of medians with 95% intervals."""
@@ -62,9 +70,11 @@ def compare(
     kind = _kind((first, second), (flags_a, flags_b))
     if kind == "files":
         a, b = read(Path(first)), read(Path(second))
-        _show(comparing.compare(a, b, paired=False), first, second, comparing.warnings(a, b))
+        compared = comparing.compare(a, b, paired=False, across_grammars=across_grammars)
+        _show(compared, first, second, comparing.warnings(a, b))
         return
     provenance.check_output(output_file)
+    sides = [_parse(flag, text or "") for flag, text in (("--a", flags_a), ("--b", flags_b))]
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}.", param="--repeats")
     if kind == "servers":
@@ -75,13 +85,14 @@ def compare(
         traffic = Traffic(request_rate, max_concurrency=max_concurrency, seed=data["seed"])
         plan = Plan(DataOptions(**data), (traffic,), repeats, warmup_requests, cache_state)
         plan.check()
-        names = (first, second)
-        runs = _servers(names, plan)
+        _check_servers((first, second), sides, cache_state)
+        names = tuple(" ".join(filter(None, pair)) for pair in ((first, flags_a), (second, flags_b)))
+        runs = _servers((first, second), [side.grammar for side in sides], plan)
     else:
         names = (flags_a or "(no options)", flags_b or "(no options)")
-        configs = [_configure(values, shape, text or "") for text in (flags_a, flags_b)]
+        configs = [_configure(values, shape, side) for side in sides]
         batches = _batches(batch_size, prompt_len, answer_len)
-        runs = _engines(configs, batches, repeats, data["seed"])
+        runs = _engines(configs, [side.grammar for side in sides], batches, repeats, data["seed"])
     _collect(runs, names, output_file)
 
 
@@ -108,7 +119,8 @@ def _collect(runs: Iterator[dict[str, Any]], names: Sequence[str], output_file: 
         interrupted = True
     a, b = comparing.split(raws)
     if a:
-        _show(comparing.compare(a, b, paired=True), names[0], names[1], comparing.warnings(a, b))
+        compared = comparing.compare(a, b, paired=True, across_grammars=True)
+        _show(compared, names[0], names[1], comparing.warnings(a, b))
     if interrupted:
         raise typer.Exit(130)
 
@@ -119,9 +131,7 @@ def _kind(places: Sequence[str], flags: Sequence[str | None]) -> str:
     Raises:
         ConfigError: they are not two of a kind.
     """
-    if any(text is not None for text in flags):
-        if any(places):
-            raise ConfigError("--a and --b compare engines; leave out the files or URLs.", param="--a")
+    if any(text is not None for text in flags) and not any(places):
         return "engines"
     if not all(places):
         message = "sgl bench compare needs two: A B (result files or URLs of servers), or --a FLAGS --b FLAGS."
@@ -129,28 +139,56 @@ def _kind(places: Sequence[str], flags: Sequence[str | None]) -> str:
     urls = ["://" in place for place in places]
     if any(urls) and not all(urls):
         raise ConfigError("A and B must both be result files or both be servers.", param="B")
+    if any(text is not None for text in flags) and not all(urls):
+        raise ConfigError("--a and --b compare engines or servers; leave out the files.", param="--a")
     return "servers" if all(urls) else "files"
 
 
-def _configure(values: sources.Values, shape: str, text: str) -> Any:
+class _Side(NamedTuple):
+    """What one side has of its own."""
+
+    values: sources.Values
+    grammar: Grammar | None
+
+
+def _configure(values: sources.Values, shape: str, side: _Side) -> Any:
     """The engine's configuration with the common options and those of one side."""
-    return sources.configure(with_model({**values, **of_shape(shape), **_parse(text)}, ""))
+    return sources.configure(with_model({**values, **of_shape(shape), **side.values}, ""))
 
 
-def _parse(text: str) -> sources.Values:
-    """The values of engine flags in one string."""
-    found: sources.Values = {}
+def _parse(flag: str, text: str) -> _Side:
+    """The options of one side, given in one string."""
+    from sgl.bench.constraint import chosen
+
+    found: list[_Side] = []
 
     @with_config(*GROUPS)
-    def take(values: sources.Values) -> None:
-        found.update({key: given for key, given in values.items() if given.source in ("flag", "set", "file")})
+    @with_constraint
+    def take(values: sources.Values, constraint: dict[str, Any]) -> None:
+        own = {key: given for key, given in values.items() if given.source in ("flag", "set", "file")}
+        found.append(_Side(own, chosen(**constraint)))
 
     try:
         words = shlex.split(text)
     except ValueError:
-        raise ConfigError(f"--a, --b: a quotation is not closed in {text!r}.", param="--a") from None
-    command_of(take).main(words, prog_name="--a, --b", standalone_mode=False)
-    return found
+        raise ConfigError(f"{flag}: a quotation is not closed in {text!r}.", param=flag) from None
+    command_of(take).main(words, prog_name=flag, standalone_mode=False)
+    (side,) = found
+    return side
+
+
+def _check_servers(urls: Sequence[str], sides: Sequence[_Side], cache_state: str) -> None:
+    """
+    Raises:
+        ConfigError: options that only an engine has, or one server whose second run would find the first one's prompts.
+    """
+    for flag, side in zip(("--a", "--b"), sides, strict=True):
+        if side.values:
+            message = f"{flag}: a server has its own options; only --json-schema, --regex and --ebnf can be given here."
+            raise ConfigError(message, param=flag)
+    if urls[0] == urls[1] and cache_state == "any":
+        message = "A and B are one server, where B would find the prompts of A; pass --cache-state cold or warm."
+        raise ConfigError(message, param="--cache-state")
 
 
 def _batches(*texts: str) -> list[Batch]:
@@ -161,28 +199,29 @@ def _batches(*texts: str) -> list[Batch]:
     return [Batch(size, i, o) for size in grid[0] for i in grid[1] for o in grid[2]]
 
 
-def _engines(configs: Sequence[Any], batches: Sequence[Batch], repeats: int, seed: int) -> Iterator[dict[str, Any]]:
+def _engines(
+    configs: Sequence[Any], grammars: Sequence[Grammar | None], batches: Sequence[Batch], repeats: int, seed: int
+) -> Iterator[dict[str, Any]]:
     from sgl.bench.compare import SIDES, measure
     from sgl.bench.peers.engine import WorkerEngine, closing_all, own_engine
 
     engines: list[WorkerEngine] = []
     with closing_all(engines), console.err().status("loading") as status:
-        engines += [own_engine(config, name) for name, config in zip(SIDES, configs, strict=True)]
+        kept_to = dict(zip(SIDES, grammars, strict=True))
+        engines += [own_engine(config, name, kept_to[name]) for name, config in zip(SIDES, configs, strict=True)]
         sides = dict(zip(SIDES, engines, strict=True))
-        yield from measure(sides, batches, repeats, engines[0].vocab_size, seed, status.update)
+        yield from measure(sides, batches, repeats, engines[0].vocab_size, seed, status.update, kept_to)
 
 
-def _servers(names: Sequence[str], plan: Plan) -> Iterator[dict[str, Any]]:
+def _servers(names: Sequence[str], grammars: Sequence[Grammar | None], plan: Plan) -> Iterator[dict[str, Any]]:
     from sgl.bench.compare import SIDES, measure_servers
     from sgl.bench.serving import Server, Target
 
     connected = []
-    for name in names:
-        backend, plus, url = name.partition("+")
-        key = env.text("OPENAI_API_KEY")
-        connected.append(
-            Server.connect(Target(backend, url, api_key=key) if plus else Target("sglang", name, api_key=key))
-        )
+    for name, grammar in zip(names, grammars, strict=True):
+        before, plus, after = name.partition("+")
+        backend, url = (before, after) if plus else ("sglang", name)
+        connected.append(Server.connect(Target(backend, url, api_key=env.text("OPENAI_API_KEY"), grammar=grammar)))
     with console.err().status("connecting") as status:
         yield from measure_servers(dict(zip(SIDES, connected, strict=True)), plan, status.update)
 

@@ -87,6 +87,14 @@ OPTIONS: Mapping[str, tuple[Any, object]] = {
 """By field of `sgl.bench.data.DataOptions`."""
 
 
+CONSTRAINT: Mapping[str, tuple[Any, object]] = {
+    "json_schema": _option(str, "", "--json-schema", help="File with a JSON schema for all answers.", metavar="FILE"),
+    "regex": _option(str, "", "--regex", help="Regular expression that all answers match.", metavar="TEXT"),
+    "ebnf": _option(str, "", "--ebnf", help="File with an EBNF grammar for all answers.", metavar="FILE"),
+}
+"""By name in `sgl.bench.constraint.chosen`, and in ``sampling_params``."""
+
+
 RUNS = "Runs"
 WARMUP = typer.Option(
     "--warmup-requests",
@@ -150,6 +158,11 @@ def cache_state_option(default: str) -> Any:
 def with_data(function: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of the data set to a function, which receives them as ``data``, a dict."""
     return with_options("data", OPTIONS)(function)
+
+
+def with_constraint(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that keep answers to a grammar to a function, which receives them as ``constraint``, a dict."""
+    return with_options("constraint", CONSTRAINT)(function)
 
 
 def with_options(

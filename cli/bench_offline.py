@@ -33,9 +33,11 @@ ROWS = {
 
 @with_config("model", "cache", "schedule", "parallel", "kernel")
 @with_data
+@bench_data.with_constraint
 def offline(
     values: sources.Values,
     data: dict[str, Any],
+    constraint: dict[str, Any],
     model: ModelArgument = "",
     disable_ignore_eos: Annotated[
         bool, typer.Option("--disable-ignore-eos", help="Let answers end where the model ends them.")
@@ -54,6 +56,7 @@ def offline(
 ) -> None:
     """Measure the throughput of the engine in this process on a data set, all requests at once."""
     from sgl.bench import limits, provenance, series
+    from sgl.bench.constraint import chosen
     from sgl.bench.data import DataOptions, Vocabulary
     from sgl.bench.offline import Offline
     from sgl.bench.peers import engine as peers
@@ -65,8 +68,15 @@ def offline(
     plan = series.Plan(DataOptions(**data), repeats=repeats, warmup_requests=warmup_requests, cache_state=cache_state)
     plan.check()
     provenance.check_output(output_file)
+    grammar = chosen(**constraint)
     config = sources.configure(_with_room(with_model(values, model)))
-    flags = {**data, "disable_ignore_eos": disable_ignore_eos, "repeats": repeats, "cache_state": cache_state}
+    flags = {
+        **data,
+        **constraint,
+        "disable_ignore_eos": disable_ignore_eos,
+        "repeats": repeats,
+        "cache_state": cache_state,
+    }
     flags |= {"warmup_requests": warmup_requests, "min_limit": min_limit, "engine": asked(config)}
     flags |= {"profile": profile}
     flags |= {"engine_name": engine_name, "peer_model": peer_model}
@@ -78,12 +88,15 @@ def offline(
             engine = stack.enter_context(contextlib.closing(AsyncEngine.start(config, in_process=True)))
             plan = plan.against(yardstick_of(engine.info.cost, engine.config, required=bool(least)))
             vocabulary = Vocabulary.of(engine.tokenizer, engine.info.vocab_size)
-            benchmark = own = Offline(engine, ignore_eos=not disable_ignore_eos, profile=profile)
+            benchmark = own = Offline(engine, not disable_ignore_eos, profile=profile, grammar=grammar)
         else:
             if profile:
                 raise ConfigError("--profile records --engine sgl only.", param="--profile")
             if least:
                 raise ConfigError("--min-limit needs --engine sgl, whose cost is known.", param="--min-limit")
+            if grammar:
+                message = f"--{grammar.kind.replace('_', '-')} needs --engine sgl, which keeps answers to grammars."
+                raise ConfigError(message, param="--engine")
             pythons = peers.parse_python(peer_python)
             peer = stack.enter_context(contextlib.closing(peers.make_local(engine_name, peer_model, pythons, config)))
             benchmark, vocabulary = PeerOffline(peer), _vocabulary(config)
@@ -91,7 +104,7 @@ def offline(
             for line in series.measure(benchmark, plan, vocabulary, progress.new_run):
                 lines.append(line)
                 if output_file:
-                    head = provenance.head("offline", flags, data["seed"], cache_state, line.data)
+                    head = provenance.head("offline", flags, data["seed"], cache_state, line.data, grammar)
                     provenance.append(output_file, {**head, **line.to_dict()})
     _print(lines[-1])
     bench_data.tell_traces(own.traces if own else [])

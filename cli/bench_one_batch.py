@@ -30,8 +30,10 @@ SHAPES = Path(__file__).resolve().parent.parent / "bench" / "shapes"
 
 
 @with_config("model", "cache", "schedule", "parallel", "kernel")
+@bench_data.with_constraint
 def one_batch(
     values: sources.Values,
+    constraint: dict[str, Any],
     model: ModelArgument = "",
     shape: Annotated[str, SHAPE] = "",
     batch_size: Annotated[
@@ -62,18 +64,23 @@ def one_batch(
 ) -> None:
     """Measure prefill and decode of one batch, against the limit of the machine and beside another engine."""
     from sgl.bench import limits, provenance
+    from sgl.bench.constraint import chosen
     from sgl.bench.one_batch import PHASES, Workload, measure
     from sgl.bench.peers import engine as peers
 
     pythons = peers.parse_python(peer_python)
     peers.check_peer(versus, peer_model)
+    grammar = chosen(**constraint)
+    if versus and grammar:
+        message = "--versus has answers that are kept to no grammar; leave it out, or see `sgl bench compare`."
+        raise ConfigError(message, param="--versus")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}.", param="--repeats")
     lengths = {"--batch-size": batch_size, "--input-len": input_len, "--output-len": output_len}
     workloads = [Workload(*sizes) for sizes in itertools.product(*itertools.starmap(numbers, lengths.items()))]
     flags: dict[str, Any] = {name[2:].replace("-", "_"): text for name, text in lengths.items()}
     flags |= {"shape": shape, "repeats": repeats, "versus": versus, "peer_model": peer_model, "min_limit": min_limit}
-    flags["profile"] = profile
+    flags |= {"profile": profile, **constraint}
     least = limits.parse_least(min_limit, PHASES)
     provenance.check_output(output_file)
     config = sources.configure(with_model({**values, **of_shape(shape)}, model))
@@ -86,7 +93,7 @@ def one_batch(
 
     def record(run: Run, summary: dict[str, Any]) -> None:
         if output_file:
-            head = provenance.head("one-batch", flags, seed, "cold", run.data)
+            head = provenance.head("one-batch", flags, seed, "cold", run.data, grammar)
             peaks = {"peaks": dict(yardstick.rates)} if run.shares else {}
             provenance.append(output_file, {**head, **run.to_dict(), **peaks, **summary})
 
@@ -95,7 +102,7 @@ def one_batch(
     with peers.closing_all(engines):
         if versus:  # first: a peer that does not start is told at once
             engines.append(peers.make_peer(versus, peer_model, pythons, config))
-        own = SglEngine(config, profile=profile)
+        own = SglEngine(config, profile=profile, grammar=grammar)
         engines.insert(0, own)
         yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
         runs = measure(engines, workloads, repeats, own.engine.info.vocab_size, yardstick, seed)

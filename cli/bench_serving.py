@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgl.bench.load import Traffic
     from sgl.bench.series import Line
     from sgl.bench.serving import Server, Target
+    from sgl.engine.base.types import Grammar
 
 LATENCIES = {
     "End-to-End Latency": ("E2E Latency", "e2e_latency"),
@@ -82,9 +83,11 @@ OPTIONS: Mapping[str, tuple[Any, object]] = {
 
 
 @with_data
+@bench_data.with_constraint
 @with_options("given", OPTIONS)
 def serving(
     given: dict[str, Any],
+    constraint: dict[str, Any],
     data: dict[str, Any],
     repeats: Annotated[int, bench_data.repeats_option(1)] = 1,
     cache_state: Annotated[str, bench_data.cache_state_option("any")] = "any",
@@ -95,6 +98,7 @@ def serving(
 ) -> None:
     """Measure latency and throughput of a server: this one, SGLang's or any with OpenAI's API."""
     from sgl.bench import details, limits, provenance, series
+    from sgl.bench.constraint import chosen
     from sgl.bench.data import DataOptions, Vocabulary
     from sgl.bench.figures import parse_slo
     from sgl.bench.serving import Server
@@ -106,9 +110,10 @@ def serving(
     plan = series.Plan(DataOptions(**data), traffics, repeats, warmup_requests, cache_state, parse_slo(given["slo"]))
     plan.check()
     provenance.check_output(output_file)
-    server = Server.connect(_target(given))
+    grammar = chosen(**constraint)
+    server = Server.connect(_target(given, grammar))
     plan = plan.against(_yardstick(server, required=bool(least)))
-    flags = {name: value for name, value in {**data, **given}.items() if name != "api_key"}
+    flags = {name: value for name, value in {**data, **given, **constraint}.items() if name != "api_key"}
     flags |= {"repeats": repeats, "cache_state": cache_state, "warmup_requests": warmup_requests}
     flags |= {"min_limit": min_limit}
     lines: list[Line] = []
@@ -116,7 +121,7 @@ def serving(
         for line in series.measure(server, plan, Vocabulary.of(server.tokenizer), progress.new_run):
             lines.append(line)
             if output_file:
-                head = provenance.head("serving", flags, data["seed"], cache_state, line.data)
+                head = provenance.head("serving", flags, data["seed"], cache_state, line.data, grammar)
                 lists = details.record(line.run.outcomes) if output_details else {}
                 provenance.append(output_file, {**head, **line.to_dict(), **lists})
     _print(lines)
@@ -126,7 +131,7 @@ def serving(
 command = command_of(serving)
 
 
-def _target(given: Mapping[str, Any]) -> Target:
+def _target(given: Mapping[str, Any], grammar: Grammar | None) -> Target:
     from sgl.bench.serving import Target
 
     url, host, port = given["base_url"], given["host"], given["port"]
@@ -136,7 +141,7 @@ def _target(given: Mapping[str, Any]) -> Target:
         raise ConfigError(f"--port must be from 1 to 65535, got {port}.", param="--port")
     key = given["api_key"] or env.text("OPENAI_API_KEY")
     names = given["backend"], url or f"http://{host}:{port}", given["model"], given["tokenizer"], key
-    return Target(*names, ignore_eos=not given["disable_ignore_eos"], profile=given["profile"])
+    return Target(*names, ignore_eos=not given["disable_ignore_eos"], profile=given["profile"], grammar=grammar)
 
 
 def _traffics(given: Mapping[str, Any], seed: int) -> list[Traffic]:

@@ -31,9 +31,13 @@ _LINGER_S = 5.0
 _FORM_BYTES = 2**17  # what a form may take beside the file in it
 _LARGE_BYTES = 2**20
 """Bodies of this size are decoded beside the event loop, in steps of a few milliseconds each."""
+_STEP_BYTES = 2**18
+"""Taken at once of a large body: one call holds Python's lock to its end, and so holds up every stream."""
+_MAX_ITEMS = 2**18  # of an array that is taken apart
 _MAX_SHOWN_CHARS = 200
 _MAX_SEARCHED_BYTES = 2**18
 _TAIL_BYTES = 64
+_BLANKS = b" \t\r\n"
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 _JSON_TYPE = re.compile(r"[\w.-]+/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
@@ -141,22 +145,50 @@ def _decode(body: bytes) -> Any:
     outside = _outside(body)
     num_containers = _check_structure(outside.translate(None, _NO_BRACKETS))
     try:
-        value = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise _malformed(f"is not valid UTF-8: {error.reason}") from None
-    except msgspec.DecodeError as error:
-        raise _malformed(_reason(error, body)) from None
+        value = _in_steps(body)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        value = _at_once(body)  # which knows the byte
     if _num_members(value, num_containers) < outside.count(b":"):
         raise _repeated(body)
     return value
 
 
+def _at_once(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise _malformed(f"is not valid UTF-8: {error.reason}") from None
+    except msgspec.DecodeError as error:
+        raise _malformed(_reason(error, body)) from None
+
+
+def _in_steps(part: bytes | msgspec.Raw) -> Any:
+    """As `_at_once`, but a large object or array is taken apart, and its parts are decoded one by one."""
+    view = memoryview(part)
+    if len(view) > _STEP_BYTES:
+        start = bytes(view[:64]).translate(None, _BLANKS)
+        if start.startswith(b"{"):
+            members = msgspec.json.decode(part, type=dict[str, msgspec.Raw])
+            return {name: _in_steps(member) for name, member in members.items()}
+        if start.startswith((b"[{", b"[[")) and bytes(view).count(b",") < _MAX_ITEMS:
+            return [_in_steps(item) for item in msgspec.json.decode(part, type=list[msgspec.Raw])]
+    return msgspec.json.decode(part)
+
+
 def _outside(body: bytes) -> bytes:
     """What stands outside strings, the last of which may lack its end."""
-    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # a backslash outside ends what the decoder reads anyway
-    if bare.count(b'"') > 2 * MAX_STRINGS:
-        raise _malformed(f"holds more than {MAX_STRINGS} strings")
-    return b"".join(bare.split(b'"')[::2])
+    found: list[bytes] = []
+    num_quotes, begin = 0, 0
+    while begin < len(body):
+        end = begin + _STEP_BYTES
+        end += (len(body[begin:end]) - len(body[begin:end].rstrip(b"\\"))) % 2  # a backslash stays with what it escapes
+        bare = body[begin:end].replace(b"\\\\", b"").replace(b'\\"', b"")  # one outside ends what is read anyway
+        parts = bare.split(b'"')
+        found += parts[num_quotes % 2 :: 2]
+        num_quotes, begin = num_quotes + len(parts) - 1, end
+        if num_quotes > 2 * MAX_STRINGS:
+            raise _malformed(f"holds more than {MAX_STRINGS} strings")
+    return b"".join(found)
 
 
 def _check_structure(brackets: bytes) -> int:

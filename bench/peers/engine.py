@@ -17,6 +17,7 @@ from sgl.bench.peers.workloads import Answer, Prompt, Round
 from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.errors import ConfigError, SglError
 from sgl.engine.base.machine import cores
+from sgl.engine.base.types import Grammar
 
 WORKER = Path(__file__).with_name("worker.py")
 LOCAL = ("transformers", "llama-cpp", "openvino")
@@ -180,14 +181,15 @@ class ServerEngine:
         """Nothing."""
 
 
-def own_engine(config: EngineConfig, name: str = "sgl") -> WorkerEngine:
-    """This engine in a process of its own.
+def own_engine(config: EngineConfig, name: str = "sgl", grammar: Grammar | None = None) -> WorkerEngine:
+    """This engine in a process of its own; ``grammar`` is what all its answers are kept to.
 
     Raises:
         SglError: it does not start.
     """
     command = [sys.executable, "-m", "sgl.bench.peers.own"]
-    return WorkerEngine(name, command, {"load": "sgl", "config": config.to_json().decode()})
+    constraint = [grammar.kind, grammar.source] if grammar else None
+    return WorkerEngine(name, command, {"load": "sgl", "config": config.to_json().decode(), "grammar": constraint})
 
 
 def local_engine(name: str, model: str, python: str = "", threads: int = 0, **options: object) -> WorkerEngine:

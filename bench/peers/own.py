@@ -1,6 +1,6 @@
 """This engine in a process of its own, as `worker` runs the peers: two configurations do not share threads or memory.
 
-{"load": "sgl", "config": EngineConfig as JSON}
+{"load": "sgl", "config": EngineConfig as JSON, "grammar": [kind, source] or null}
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import sgl
 from sgl.bench.engines import SglEngine
 from sgl.bench.peers.worker import Json, Prompts, own_output, serve
 from sgl.engine.base.config import EngineConfig
+from sgl.engine.base.types import Grammar
 
 
 class Own:
     """A `worker.Peer`."""
 
     def __init__(self, request: Json) -> None:
-        self._own = SglEngine(EngineConfig.from_json(request["config"].encode()))
+        grammar = request.get("grammar")
+        config = EngineConfig.from_json(request["config"].encode())
+        self._own = SglEngine(config, grammar=Grammar(*grammar) if grammar else None)
         info = self._own.engine.info
         self.facts: dict[str, Any] = {
             "version": f"sgl {sgl.__version__}",

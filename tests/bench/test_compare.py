@@ -193,7 +193,7 @@ def test_command_on_two_servers(bench: Bench, tmp_path: Path) -> None:
     [
         ([], "needs two: A B (result files or URLs of servers), or --a FLAGS --b FLAGS"),
         (["a.jsonl", "http://x"], "must both be result files or both be servers"),
-        (["a.jsonl", "b.jsonl", "--a", "--page-size 16"], "leave out the files or URLs"),
+        (["a.jsonl", "b.jsonl", "--a", "--page-size 16"], "leave out the files"),
         (["/nowhere/a", "/nowhere/b"], "/nowhere/a cannot be read: No such file"),
         (["--a", "--pagesize 3"], "There is no option --pagesize"),
         (["--a", "", "--batch", "0"], "--batch-size takes positive numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import threading
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_a_large_body_is_decoded_beside_the_event_loop(monkeypatch: pytest.Monke
     decode, loop_went_on = body._decode, threading.Event()
 
     def waiting(content: bytes) -> Any:
-        assert loop_went_on.wait(20), "the loop stands still meanwhile"
+        assert loop_went_on.wait(60), "the loop stands still meanwhile"
         return decode(content)
 
     async def read() -> dict[str, Any]:
@@ -249,3 +250,37 @@ def _request(content: bytes) -> Request:
 
     scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
     return Request(scope, receive)
+
+
+def _large(rng: random.Random, depth: int = 0) -> Any:
+    """Objects and arrays with texts full of quotes, backslashes, brackets and colons."""
+    kind = rng.randrange(4 if depth < 5 else 2)
+    if kind == 0:
+        return rng.choice([None, True, -1.5e-3, 2**60, rng.random()])
+    if kind == 1:
+        return "".join(rng.choices('\\"[]{}:,aé日\U0001f600\n', k=rng.randrange(40)))
+    items = [_large(rng, depth + 1) for _ in range(rng.randrange(12))]
+    return items if kind == 2 else {f"{i}{rng.choice(['', chr(34), chr(92)])}": item for i, item in enumerate(items)}
+
+
+@pytest.mark.parametrize("step_bytes", [1, 2, 3, 7, 64, 1000])
+def test_a_body_that_is_taken_apart_is_read_as_one_that_is_not(
+    monkeypatch: pytest.MonkeyPatch, step_bytes: int
+) -> None:
+    rng = random.Random(step_bytes)
+    for indent in (None, 1) * 60:
+        value = {"a": _large(rng), "b": [{"x": _large(rng)}, *rng.choices([{}, [], 1, "y"], k=3)], "c": [[_large(rng)]]}
+        content = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=indent).encode()
+        outside = body._outside(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(body, "_STEP_BYTES", step_bytes)
+            assert body._outside(content) == outside
+            assert body._decode(content) == json.loads(content)
+            for broken in (content[: rng.randrange(len(content))], content.replace(b":", b";", 1)):
+                with pytest.raises(SglError) as found:
+                    body._decode(broken)
+                patch.undo()
+                with pytest.raises(SglError) as expected:
+                    body._decode(broken)
+                patch.setattr(body, "_STEP_BYTES", step_bytes)
+                assert found.value.message == expected.value.message
