@@ -18,7 +18,10 @@ _SHOWN_CHARS = 72
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="Folder of a run, or its items.jsonl.", metavar="A")],
+    first: Annotated[
+        str,
+        typer.Argument(help="Folder of a run or its items.jsonl; the folder of lm-eval's samples.", metavar="A"),
+    ],
     second: Annotated[str, typer.Argument(help="Another run of the same task.", metavar="B")],
     flips: Annotated[int, typer.Option("--flips", help="Items to show of each kind.", metavar="N")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.", metavar="N")] = 0,
@@ -27,12 +30,20 @@ def compare(
     """Compare two runs: the difference with its 95% interval, and the items that only one of them got right."""
     from sgl.bench.evals import compare as comparing
 
-    a, b = (comparing.Answers.read(Path(path)) for path in (first, second))
-    found = comparing.compare(a, b, seed)
+    a, b = (comparing.Answers.read_all(Path(path)) for path in (first, second))
+    found = comparing.compare_all(a, b, seed)
     if as_json:
-        typer.echo(json.dumps(comparing.to_dict(found)))
-    else:
-        _show(found, a, b, flips)
+        told = {task: comparing.to_dict(comparison) for task, comparison in found.items()}
+        typer.echo(json.dumps(told if len(a) + len(b) > 2 else next(iter(told.values()))))
+        return
+    for number, (task, comparison) in enumerate(found.items()):
+        if len(a) + len(b) > 2:
+            console.out().print(f"{chr(10) if number else ''}{console.printable(task)}", style="bold", markup=False)
+        _show(comparison, a[0], b[0], flips)
+    for side, answers in zip("AB", (a, b), strict=True):
+        alone = [each.task for each in answers if each.task not in found]
+        if alone and len(found) < len(answers):
+            console.err().print(f"Only in {side}: {', '.join(alone)}.", markup=False, soft_wrap=True)
 
 
 command = command_of(compare)

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl.bench.evals import journal
+from sgl.bench.evals import journal, samples
 from sgl.bench.evals.estimates import Estimate, bootstrap, sign_test
 from sgl.bench.evals.items import Record
 from sgl.engine.base.errors import ConfigError
+
+ACCURACY, MEAN = "accuracy", "mean"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,24 @@ class Answers:
             raise ConfigError(f"{path} has no answers.", param="FILE")
         return Answers(path, head, records)
 
+    @staticmethod
+    def read_all(path: Path) -> list[Answers]:
+        """Of one task, or a figure each of the tasks of a run of lm-eval.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not samples.files(path):
+            return [Answers.read(path)]
+        found = [Answers(path, head, records) for head, records in samples.tables(path)]
+        if not found:
+            raise ConfigError(f"{path} has no figure that every item has.", param="FILE")
+        return found
+
+    @property
+    def task(self) -> str:
+        return str(self.head.get("task"))
+
     @property
     def model(self) -> str:
         return str(self.head.get("model"))
@@ -50,7 +70,7 @@ class Flip:
 class Comparison:
     """
     Args:
-        a, b: the figure of either: accuracy, or nats per token where the task has no right and wrong.
+        a, b: the figure of either: accuracy, nats per token, or the mean of what lm-eval measured.
         difference: B less A, with the interval of a paired bootstrap over items.
         gained, lost: items that B alone got right, and A alone.
         p_value: of McNemar's exact test: how likely such a split is by chance; None without right and wrong.
@@ -73,7 +93,9 @@ class Comparison:
         low, high = self.difference.low, self.difference.high
         if low is None or high is None or low <= 0 <= high:
             return "no difference is certain"
-        return "B is better" if (low > 0) == (self.figure == "accuracy") else "A is better"
+        if self.figure == MEAN:
+            return "B is higher" if low > 0 else "A is higher"
+        return "B is better" if (low > 0) == (self.figure == ACCURACY) else "A is better"
 
 
 def compare(a: Answers, b: Answers, seed: int = 0) -> Comparison:
@@ -87,7 +109,25 @@ def compare(a: Answers, b: Answers, seed: int = 0) -> Comparison:
         return _judged(pairs, seed)
     if all("nll" in record.figures for pair in pairs for record in pair):
         return _foreseen(pairs, seed)
+    if all("value" in record.figures for pair in pairs for record in pair):
+        return _measured(pairs, seed)
     raise ConfigError(f"Answers of {a.head.get('task')} have nothing that can be compared.", param="FILE")
+
+
+def compare_all(a: Sequence[Answers], b: Sequence[Answers], seed: int = 0) -> dict[str, Comparison]:
+    """By task, of those that both have.
+
+    Raises:
+        ConfigError: as `compare`, or there are none.
+    """
+    others = {answers.task: answers for answers in b}
+    shared = [(answers, others[answers.task]) for answers in a if answers.task in others]
+    if len(a) == len(b) == 1:
+        shared = [(a[0], b[0])]
+    if not shared:
+        told = f"{a[0].path} has {a[0].task}, {b[0].path} has {b[0].task}"
+        raise ConfigError(f"These runs have no task in common: {told}.", param="FILE")
+    return {first.task: compare(first, second, seed) for first, second in shared}
 
 
 def to_dict(found: Comparison) -> dict[str, Any]:
@@ -98,7 +138,7 @@ def to_dict(found: Comparison) -> dict[str, Any]:
 def _check(a: Answers, b: Answers) -> None:
     for name in ("task", "settings"):
         first, second = a.head.get(name), b.head.get(name)
-        if first != second:
+        if first != second and None not in (first, second):  # of its own runs lm-eval keeps no settings beside them
             told = _difference(name, first, second)
             raise ConfigError(f"{a.path} and {b.path} cannot be compared: {told}.", param="FILE")
     only_a, only_b = a.records.keys() - b.records.keys(), b.records.keys() - a.records.keys()
@@ -122,7 +162,7 @@ def _judged(pairs: Sequence[tuple[Record, Record]], seed: int) -> Comparison:
     gained = tuple(Flip(a, b) for a, b in pairs if b.is_right and not a.is_right)
     lost = tuple(Flip(a, b) for a, b in pairs if a.is_right and not b.is_right)
     return Comparison(
-        figure="accuracy",
+        figure=ACCURACY,
         num_items=len(pairs),
         a=sum(unit[0] for unit in units) / len(units),
         b=sum(unit[1] for unit in units) / len(units),
@@ -147,6 +187,21 @@ def _foreseen(pairs: Sequence[tuple[Record, Record]], seed: int) -> Comparison:
         lost=(),
         p_value=None,
         num_cut=_cut(pairs),
+    )
+
+
+def _measured(pairs: Sequence[tuple[Record, Record]], seed: int) -> Comparison:
+    units = [(a.figures["value"], b.figures["value"], 1.0) for a, b in pairs]
+    return Comparison(
+        figure=MEAN,
+        num_items=len(pairs),
+        a=math.fsum(unit[0] for unit in units) / len(units),
+        b=math.fsum(unit[1] for unit in units) / len(units),
+        difference=bootstrap(units, lambda sums: (sums[..., 1] - sums[..., 0]) / sums[..., 2], seed),
+        gained=(),
+        lost=(),
+        p_value=None,
+        num_cut=(0, 0),
     )
 
 
