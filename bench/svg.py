@@ -16,6 +16,7 @@ COLOURS = 8
 """Series that a reader can tell apart; a caller shows no more in one chart."""
 
 _WIDTH, _HEIGHT = 520, 300
+_CHAR_WIDTH = 6.3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 12, 44
 
 
@@ -112,24 +113,26 @@ class Bar:
 
 def bars(rows: Sequence[Bar], title: str) -> str:
     """Bars against a scale of 0 to 100%; longer ones end at the edge."""
-    row, left, width = 26, 250, 330
+    labels = [bar.label if len(bar.label) <= 40 else f"{bar.label[:39]}…" for bar in rows]
+    left = 14 + _CHAR_WIDTH * max(map(len, labels), default=0)
+    right = 14 + _CHAR_WIDTH * max((len(bar.said) for bar in rows), default=0)
+    row, width = 26, 240
     height = row * len(rows) + 30
     body = []
     for percent in (0, 25, 50, 75, 100):
         at = left + width * percent / 100
         body.append(f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{height - 24}"/>')
         body.append(f'<text class="tick" x="{at}" y="{height - 8}" text-anchor="middle">{percent}%</text>')
-    for i, bar in enumerate(rows):
+    for i, (bar, shown) in enumerate(zip(rows, labels, strict=True)):
         top = i * row + 5
         length = width * min(max(bar.share, 0.0), 1.0)
         tip = f"<title>{escape(f'{bar.label}: {bar.said}')}</title>"
-        shown = bar.label if len(bar.label) <= 40 else f"{bar.label[:39]}…"
         body.append(f'<text class="label" x="{left - 8}" y="{top + 12}" text-anchor="end">{escape(shown)}{tip}</text>')
         body.append(
             f'<rect class="bar s{bar.colour}" x="{left}" y="{top}" width="{length:.1f}" height="16" rx="3">{tip}</rect>'
         )
         body.append(f'<text class="label" x="{left + width + 8}" y="{top + 12}">{escape(bar.said)}</text>')
-    return _frame(height, title, body, left + width + 230)
+    return _frame(height, title, body, round(left + width + right), keeps_size=True)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Stretch:
 
 def timeline(rows: Sequence[str], stretches: Sequence[Stretch], axis: Axis, title: str) -> str:
     """Stretches of time below each other; their labels stand in them where there is room."""
-    row, left, width = 24, 150 if any(rows) else 8, 660 if any(rows) else 802
+    row, left = 24, round(14 + _CHAR_WIDTH * max(map(len, rows), default=0)) if any(rows) else 8
+    width = 810 - left
     floor = row * len(rows) + 4
     body = []
     for value in axis.ticks():
@@ -193,7 +197,10 @@ def _grid(x: Axis, y: Axis) -> str:
     return "".join(parts)
 
 
-def _frame(height: int, title: str, body: Sequence[str], width: int = _WIDTH) -> str:
+def _frame(height: int, title: str, body: Sequence[str], width: int = _WIDTH, keeps_size: bool = False) -> str:
+    """As wide as there is room for; what ``keeps_size`` is never much smaller or larger than it was drawn."""
     told = escape(title, quote=True)
     wide = ' class="wide"' if width > _WIDTH else ""  # its text would be too small where the page is narrow
+    if keeps_size:
+        wide = f' style="min-width: {0.8 * width:.0f}px; max-width: {1.3 * width:.0f}px"'
     return f'<svg viewBox="0 0 {width} {height}"{wide} role="img" aria-label="{told}">{"".join(body)}</svg>'

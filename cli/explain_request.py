@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl.engine.api.explanation import Explanation, Listing
+    from sgl.profiles.ledgers import Asked
 
 _COLUMNS = 44  # of the table besides the bars
 _STYLES = ("blue", "yellow", "green", "cyan", "magenta", "red")
@@ -27,6 +30,15 @@ def explain(
     slowest: Annotated[
         int, typer.Option("--slowest", help="List so many of the slowest requests instead.", min=0, metavar="N")
     ] = 0,
+    send: Annotated[
+        str,
+        typer.Option(
+            "--send",
+            help="Send a request (its JSON body; - reads it from a pipe) and explain it: the network is a part.",
+            metavar="FILE",
+        ),
+    ] = "",
+    route: Annotated[str, typer.Option("--route", help="Where --send goes.", metavar="PATH")] = "/generate",
     output: Annotated[
         str, typer.Option("--output", "-o", help="Write a page (.html) or a chart (.svg) instead.", metavar="FILE")
     ] = "",
@@ -34,18 +46,27 @@ def explain(
     api_key: Annotated[str, typer.Option("--api-key", help="The server's key.", metavar="KEY")] = "",
 ) -> None:
     """Show where the time of a request went: its parts, what caused each delay, and what it would have taken alone."""
-    from sgl.profiles.ledgers import Ledgers
+    from msgspec import to_builtins
 
-    if bool(rid) == bool(slowest):
-        raise ConfigError("Name a request, or ask for --slowest N; a running server lists what it has.")
-    with Ledgers(url, api_key or env.text("OPENAI_API_KEY")) as ledgers:
-        if as_json:
+    from sgl.profiles.ledgers import Ledgers, as_observed
+
+    if [bool(rid), bool(slowest), bool(send)].count(True) != 1:
+        raise ConfigError("Name a request, or ask for --slowest N, or --send FILE.")
+    key = api_key or env.text("OPENAI_API_KEY")
+    asked = _ask(url, key, route, send) if send else None
+    rid = asked.rid if asked is not None else rid
+    with Ledgers(url, key) as ledgers:
+        if as_json and asked is None:
             typer.echo(ledgers.raw(rid, slowest))
         elif slowest:
             _print_list(ledgers.slowest(slowest))
         else:
             answers = ledgers.of(rid)
-            if output:
+            if asked is not None:
+                answers = [as_observed(found, asked) for found in answers]
+            if as_json:
+                typer.echo(json.dumps(to_builtins(answers)))
+            elif output:
                 _write(Path(output), answers, rid)
             else:
                 for found in answers:
@@ -53,6 +74,22 @@ def explain(
 
 
 command = command_of(explain)
+
+
+def _ask(url: str, api_key: str, route: str, file: str) -> Asked:
+    """Sends what is in a file."""
+    from sgl.profiles.ledgers import send
+
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        body = json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"--send {file} cannot be read: {error.strerror}.", param="--send") from None
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ConfigError(f"--send {file} must hold a JSON object, the body of a request.", param="--send")
+    return send(url, api_key, route if route.startswith("/") else f"/{route}", body)
 
 
 def _write(path: Path, answers: list[Explanation], rid: str) -> None:

@@ -13,6 +13,7 @@ from sgl.cli.options import command_of
 from sgl.cli.profile_torch import COMMAND, OUTPUT
 
 _MOST = 30
+_SHOWN_PARTS = 3
 
 
 def py(
@@ -67,7 +68,8 @@ def _print(files: Sequence[Path]) -> None:
         table.add_column(title, header_style="dim", overflow="fold")
     for function in found[:_MOST]:
         share = f"{function.own_s / all_s:.1%}" if all_s else "-"
-        texts = Text(console.printable(function.name)), Text(console.printable(function.place), style="dim")
+        place = "/".join(Path(function.place).parts[-_SHOWN_PARTS:])  # whole paths stand in the file
+        texts = Text(console.printable(function.name)), Text(console.printable(place), style="dim")
         table.add_row(f"{function.own_s:.3f}", share, f"{function.total_s:.3f}", *texts)
     console.out().print(table, soft_wrap=False)
     for path in files:

@@ -36,9 +36,8 @@ def torch(
     for path in traces:
         print_summary(path)
     if not traces:
-        console.complain(
-            "Nothing was recorded.", f"The engine of the command must compute more than {first} steps (--first)."
-        )
+        hint = "" if status else f"The engine of the command must compute more than {first} steps (--first)."
+        console.complain("Nothing was recorded.", hint)
     raise typer.Exit(status or (0 if traces else 1))
 
 

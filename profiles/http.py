@@ -33,7 +33,8 @@ class Connection:
         try:
             answer = self._client.request(method, self._url + path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SglError(f"{self._url} cannot be reached: {error}.", code="unreachable", status=503) from None
+            told = str(error).rstrip(".")
+            raise SglError(f"{self._url} cannot be reached: {told}.", code="unreachable", status=503) from None
         if answer.status_code != 200:
             raise SglError(f"{self._url} refuses: {_message(answer)}", status=answer.status_code)
         return answer.content

@@ -60,8 +60,7 @@ def _text(column: int) -> str:
 
 def _bars(found: Analysis, lines: Sequence[Line], title: str) -> str:
     rows = [
-        Bar(line.name, line.total_us / found.step_us, f"{line.total_us / found.num_steps:.1f} us per step")
-        for line in lines
+        Bar(line.name, line.total_us / found.step_us, f"{line.total_us / found.num_steps:.1f} us") for line in lines
     ]
     return bars(rows, title) if rows else ""
 

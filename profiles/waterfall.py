@@ -12,6 +12,7 @@ from sgl.engine.api.explanation import Explanation, Piece
 ORDER = (
     *("parse", "tokenize", "hand over", "grammar", "queue", "preempted", "held"),
     *("prefill", "decode", "between steps", "deliver", "detokenize", "respond"),
+    "network",
 )
 """Parts from the first to the last."""
 

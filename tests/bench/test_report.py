@@ -195,7 +195,7 @@ def test_charts_parse() -> None:
     series = [Series("a<b", [(0, 0), (1, 1)], [((1, 1), "tip & more")])]
     Tree(lines(series, Axis("x", 0, 1), Axis("y", 0, 1), "t"))
     tree = Tree(bars([Bar("a", 1.7, "170%")], "t"))
-    assert tree.of("rect", "bar")[0]["width"] == "330.0"  # not beyond the edge
+    assert tree.of("rect", "bar")[0]["width"] == "240.0"  # not beyond the edge
 
 
 def test_command(bench: Bench, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from sgl.cli.profile_diff import diff
 from sgl.cli.profile_report import report
 from sgl.engine.api.explanation import Explanations, Listed, Listing
 from sgl.engine.base.errors import ConfigError, SglError
+from sgl.profiles.ledgers import Asked, as_observed
 from tests.profiles.test_page import explanation
 from tests.profiles.traces import step, write
 
@@ -49,6 +51,19 @@ def test_two_traces(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Two profiles" in page.read_text()
 
 
+FORMS = {
+    "native": b'{"text": "a", "meta_info": {"id": "<r>"}}',
+    "native list": b'[{"text": "a", "meta_info": {"id": "<r>"}}, {}]',
+    "openai": b'{"id": "<r>", "choices": []}',
+    "stream": b'data: {"id": "<r>", "choices": []}\n\ndata: [DONE]\n\n',
+    "responses stream": b'event: response.created\ndata: {"type": "x", "response": {"id": "<r>"}}\n\n',
+    "messages stream": b'event: message_start\ndata: {"type": "message_start", "message": {"id": "<r>"}}\n\n',
+    "other": b'{"success": true}',
+    "text": b"Cache flushed.",
+}
+"""Answers as the APIs give them, and two that name no request."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     """A server that knows one request, and asks for a key."""
 
@@ -63,6 +78,16 @@ class _Handler(BaseHTTPRequestHandler):
         body = msgspec.json.encode(bodies.get(self.path, {"error": {"message": "There is no ledger."}}))
         allowed = self.headers["authorization"] == "Bearer k"
         self.send_response(200 if self.path in bodies and allowed else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """Answers with the form that the body names."""
+        asked = msgspec.json.decode(self.rfile.read(int(self.headers["content-length"])))
+        body = FORMS[asked["form"]]
+        time.sleep(0.06)  # longer than its ledger says
+        self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -102,7 +127,42 @@ def test_a_request_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
             explain("other", url, api_key="k")
 
 
-def test_mistakes_are_sentences() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_request_of_ones_own_has_the_network_as_a_part(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = tmp_path / "body.json"
+    body.write_bytes(msgspec.json.encode({"form": form}))
+    with serving() as url:
+        if form in ("other", "text"):
+            with pytest.raises(SglError, match="has no id"):
+                explain(url=url, send=str(body), api_key="k")
+            return
+        explain(url=url, send=str(body), api_key="k")
+        assert "network" in capsys.readouterr().out
+        explain(url=url, send=str(body), api_key="k", as_json=True)
+    [found] = msgspec.json.decode(capsys.readouterr().out)
+    assert abs(sum(found["parts"].values()) - found["total_ms"]) < 1e-6
+
+
+def test_what_a_client_waited_is_the_sum_of_the_parts() -> None:
+    """40 ms at the server; the client waited for 50, of which 3 were before."""
+    found = as_observed(explanation(), Asked("<r>", explanation().received - 0.003, 50.0))
+    assert found.total_ms == 50 and found.parts["network"] == pytest.approx(10)
+    assert sum(found.parts.values()) == pytest.approx(50) and found.first_token_ms == pytest.approx(23)
+    ends = [0.0, *(piece.begin_ms + piece.ms for piece in found.pieces)]
+    assert [piece.begin_ms for piece in found.pieces] == pytest.approx(ends[:-1]) and ends[-1] == pytest.approx(50)
+    assert [piece.ms for piece in found.pieces if piece.part == "network"] == pytest.approx([3, 7])
+    assert found.alone.total_ms == pytest.approx(35), "alone it would have crossed the network, too"
+    faster = as_observed(explanation(), Asked("<r>", explanation().received, 39.0))  # clocks of two machines
+    assert faster.total_ms == 40 and faster.parts["network"] == 0
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("[1]")
+    for name in ("list", "nothing"):
+        with pytest.raises(ConfigError, match="--send"):
+            explain(send=str(tmp_path / name))
     with pytest.raises(ConfigError, match="Name a request"):
         explain()
     with pytest.raises(SglError, match="cannot be reached"):

@@ -13,6 +13,7 @@ from sgl.kernels.cpu import native
 from sgl.profiles.analysis import OTHER, Analysis, Line, analyse
 from sgl.profiles.trace import read
 from tests.models.checkpoints import make_checkpoint
+from tests.profiles.chrome_format import problems
 
 OPTIONS: dict[str, Any] = {
     **{"device": "cpu", "max_total_tokens": 1024, "max_running_requests": 8, "cpu_threads": 1, "page_size": 16},
@@ -43,7 +44,9 @@ def test_a_profile_has_whole_steps_and_what_they_are_made_of(path: Path, traces:
         engine.generate(input_ids=PROMPT, sampling_params=GREEDY)
         engine.start_profile(num_steps=8)
         engine.generate(input_ids=PROMPT, sampling_params=GREEDY)
-    found = analysed(traces)
+    [trace] = traces.glob("*.trace.json.gz")
+    assert problems(trace) == [], "viewers read it"
+    found = analyse(read(trace))
     assert (found.num_steps, found.device, found.notes) == (8, "cpu", [])
     assert found.num_tokens == len(PROMPT) + 7  # the prompt in one step, then a token in each
     assert {line.name for line in found.phases} == {"schedule", "forward", "sample", "result", "update", OTHER}
