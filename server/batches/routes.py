@@ -188,7 +188,8 @@ async def create_batch(request: Request) -> Response:
     if endpoint not in desk.endpoints:
         text = f"`endpoint` must be one of {', '.join(desk.endpoints)}, got {body.endpoint[:100]!r}."
         raise SglError(text, param="endpoint")
-    keep_s = body.output_expires_after and body.output_expires_after.seconds
+    expiry = body.output_expires_after
+    keep_s = None if expiry is None else expiry.seconds
     batch = await desk.thread.do(Store.create_batch, body.input_file_id, endpoint, body.metadata, keep_s)
     desk.runner.start(batch)
     return JsonResponse({**batch.to_api(), **_warned(raw, BatchBody.__struct_fields__)})
