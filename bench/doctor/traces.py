@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.attn.choice import choose_backend
 from sgl.engine.base.device import detect_isa, open_device
 from sgl.engine.base.errors import ModelError
@@ -65,7 +65,7 @@ def run_own(model: Model, token_ids: Sequence[int], dtype: torch.dtype) -> Trace
     kernels = bind("cpu", detect_isa(), dtype)
     name = "torch_native" if dtype is torch.float32 else "auto"  # kernels for a CPU's attention compute bfloat16
     backend = choose_backend(name, open_device("cpu"), model.kv_specs, PAGE_SIZE, kernels)
-    kv = [KVLayer(_pages(spec, num_pages), _pages(spec, num_pages)) for spec in model.kv_specs]
+    kv = [KVLayer.make(spec, num_pages, PAGE_SIZE, _zeros) for spec in model.kv_specs]
     logits = model.logits(model(_batch(token_ids, num_pages), kv, backend))
     norms = [leaf for leaf in model.leaves if isinstance(leaf, Norm | RmsQKNorm)]
     epsilons = {slot.name.rpartition(".")[0]: norm.eps for norm in norms for slot in norm.slots}
@@ -144,6 +144,8 @@ def _keep_both(values: Values, name: str, module: Any, given: tuple[Any, ...], r
 
 
 def _keep_rope(values: Values, module: Any, given: tuple[Any, ...], result: Any) -> None:
+    if isinstance(result, Tensor):  # as complex numbers, one for a pair
+        result = tuple(part.repeat(1, 1, 2) for part in (result.real, result.imag))
     cos, sin = result
     _keep(values, (ROPE, "cos"), cos.clone())
     _keep(values, (ROPE, "sin"), sin.clone())
@@ -153,8 +155,8 @@ def _keep(values: Values, key: tuple[str, Side], value: Tensor) -> None:
     values.setdefault(key, value)
 
 
-def _pages(spec: KVSpec, num_pages: int) -> Tensor:
-    return torch.zeros(num_pages, spec.num_heads, PAGE_SIZE, spec.head_dim, dtype=spec.dtype)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
 
 
 def _batch(token_ids: Sequence[int], num_pages: int) -> ForwardBatch:

@@ -28,7 +28,8 @@ class AttentionBackend(Protocol[Meta]):
         ...
 
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
-        """Writes this step's k and v ``[T, Hkv, D]`` to their places in the layer's pages."""
+        """Writes this step's k and v ``[T, Hkv, D]`` to their places in the layer's pages; of a latent layer only k,
+        of which v is a part."""
         ...
 
     def run(
@@ -41,7 +42,8 @@ class AttentionBackend(Protocol[Meta]):
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """Causal attention of q ``[T, H, D]`` over each row's cached tokens; returns a new ``[T, H, D]``.
+        """Causal attention of q ``[T, H, D]`` over each row's cached tokens; returns a new ``[T, H, Dv]``, as wide as
+        the layer's values.
 
         A query at position p sees the positions ``max(0, p - window + 1) .. p``; window None means all up to p.
         With a softcap a score becomes ``softcap * tanh(score / softcap)``. Sinks, float32 ``[H]``, are the scores of

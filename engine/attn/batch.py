@@ -6,12 +6,16 @@ of one page of one head are contiguous. Position ``p`` of a row lies in page ``p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Makes a tensor of a shape and dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,22 @@ class ForwardBatch:
 class KVSpec:
     """What one layer keeps per token. A window layer attends to its last ``window`` tokens, itself included.
 
-    A layer of kind none attends to the sequence in the step, in both directions, and keeps nothing.
+    A layer of kind none attends to the sequence in the step, in both directions, and keeps nothing. One of kind mla
+    keeps keys only: the first ``latent_dim`` numbers of each are its value.
     """
 
-    kind: Literal["full", "window", "none"]
+    kind: Literal["full", "window", "mla", "none"]
     num_heads: int
     head_dim: int
     dtype: torch.dtype  # of the computation
     window: int | None = None
     # int8, float8_e4m3fn or float8_e5m2, kept with a float32 scale per token and head; None: dtype itself is kept
     quantized: torch.dtype | None = None
+    latent_dim: int = 0  # of kind mla: how many numbers of a key are its value
+
+    @property
+    def is_latent(self) -> bool:
+        return self.kind == "mla"
 
     @property
     def stored(self) -> torch.dtype:
@@ -65,7 +75,8 @@ class KVSpec:
         if not self.is_kept:
             return 0
         scale = 0 if self.quantized is None else torch.float32.itemsize
-        return 2 * self.num_heads * (self.head_dim * self.stored.itemsize + scale)
+        copies = 1 if self.is_latent else 2
+        return copies * self.num_heads * (self.head_dim * self.stored.itemsize + scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +84,33 @@ class KVLayer:
     """The pages of one layer. What is in a page that no row owns does not matter."""
 
     k: Tensor  # [num_pages, Hkv, page_size, D]
-    v: Tensor  # [num_pages, Hkv, page_size, D]
+    v: Tensor  # [num_pages, Hkv, page_size, D], or of kind mla a view of the first numbers of k
     group: int = 0  # index into ForwardBatch.out_loc and page_table
     k_scale: Tensor | None = None  # float32 [num_pages, Hkv, page_size]; None where keys and values are not quantised
     v_scale: Tensor | None = None
+
+    @classmethod
+    def make(cls, spec: KVSpec, num_pages: int, page_size: int, allocate: Allocate) -> KVLayer:
+        """So many pages for a layer."""
+        shape = (num_pages if spec.is_kept else 0, spec.num_heads, page_size, spec.head_dim)
+        count = 1 if spec.is_latent else 2
+        pages = [allocate(shape, spec.stored) for _ in range(count)]
+        scales = [] if spec.quantized is None else [allocate(shape[:3], torch.float32) for _ in range(count)]
+        if spec.is_latent:
+            pages.append(pages[0][..., : spec.latent_dim])
+            scales *= 2
+        return cls(pages[0], pages[1], 0, *scales)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether values are the beginnings of the keys."""
+        return self.v.shape[3] < self.k.shape[3]
+
+    @property
+    def parts(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """What is kept, with its scales: keys and values, or keys alone."""
+        keys = (self.k, self.k_scale)
+        return (keys,) if self.is_latent else (keys, (self.v, self.v_scale))
 
     @property
     def page_size(self) -> int:

@@ -39,14 +39,17 @@ class Case:
     softcap: float | None = None
     sinks: bool = False
     quantized: torch.dtype | None = None
+    shared: int = 0  # how many tokens rows begin with that lie in the first one's pages, if they have cached so many
+    latent_dim: int = 0  # how many numbers of a key are its value, 0: it has a value of its own
 
     @property
     def lengths(self) -> list[int]:
         return [n + p for n, p in zip(self.new, self.past, strict=True)]
 
     def spec(self, dtype: torch.dtype) -> KVSpec:
-        kind: Literal["full", "window"] = "full" if self.window is None else "window"
-        return KVSpec(kind, self.kv_heads, self.dim, dtype, self.window, self.quantized)
+        kind: Literal["full", "window", "mla"] = "full" if self.window is None else "window"
+        kind = "mla" if self.latent_dim else kind
+        return KVSpec(kind, self.kv_heads, self.dim, dtype, self.window, self.quantized, self.latent_dim)
 
 
 CASES = (
@@ -67,6 +70,14 @@ CASES = (
     Case("prefill, sinks", [60], [30], window=16, sinks=True),
     Case("mixed", [1, 40, 2, 1, 9], [130, 64, 15, 0, 300], heads=2, kv_heads=1, dim=128),
     Case("rows without tokens", [0, 1, 0, 30], [10, 20, 0, 3]),
+    Case("decode, a prefix in common", [1] * 5, [600, 530, 20, 700, 512], kv_heads=4, shared=512),
+    Case("verification, a prefix in common", [3, 2, 30], [300, 290, 280], heads=2, kv_heads=1, shared=272, sinks=True),
+    Case("latents, decode", [1, 1], [40, 300], heads=4, kv_heads=1, dim=80, latent_dim=64),
+    Case("latents, decode, odd sizes", [1, 1], [31, 270], heads=20, kv_heads=1, dim=60, page_size=3, latent_dim=40),
+    Case("latents, verification", [3, 3], [254, 7], heads=2, kv_heads=1, dim=48, page_size=32, latent_dim=32),
+    Case("latents, mixed", [1, 40, 9], [130, 5, 0], heads=6, kv_heads=1, dim=80, latent_dim=64),
+    Case("latents, int8 cache", [1, 20], [90, 30], heads=2, kv_heads=1, dim=48, quantized=torch.int8, latent_dim=32),
+    Case("latents of 512", [1, 10], [40, 20], heads=32, kv_heads=1, dim=576, page_size=64, latent_dim=512),
     *(
         Case(f"mixed, {dtype_name(dtype)} cache", [1, 30], [90, 100], heads=2, kv_heads=1, quantized=dtype)
         for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -79,6 +90,10 @@ LARGE_CASES = (
     Case("many verifications", [4] * 16, list(range(0, 4000, 250)), heads=32, kv_heads=8, dim=128),
     Case("long prefill", [2048, 777], [0, 4000], heads=32, kv_heads=8, dim=128),
     Case("long prefill, window", [3000], [1000], heads=8, kv_heads=4, dim=256, window=1024, softcap=50.0),
+    Case("a long prefix in common", [1] * 32, list(range(4096, 6144, 64)), heads=32, kv_heads=8, dim=128, shared=4096),
+    Case("long decode, latents", [1] * 4, [8191, 40000, 3, 16384], heads=128, kv_heads=1, dim=576, latent_dim=512),
+    Case("large batch, latents", [1] * 64, list(range(64, 2112, 32)), heads=16, kv_heads=1, dim=576, latent_dim=512),
+    Case("long prefill, latents", [1024, 333], [0, 2000], heads=128, kv_heads=1, dim=576, latent_dim=512),
     Case("long fp8 decode", [1] * 3, [5000, 70, 900], heads=16, dim=128, quantized=torch.float8_e4m3fn),
 )
 """For GPUs only: sizes at which a kernel's paths differ from the small ones."""
@@ -123,12 +138,13 @@ class Scene:
 
     def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scale, window, softcap, sinks = self.rules
-        group = self.case.heads // self.case.kv_heads
-        k, v = (x.to(q.device).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
+        k, v = (x.to(q.device).transpose(0, 1) for x in (k, v))  # [Hkv, S, D]
+        shape, group = (self.case.heads, len(q), k.shape[1]), self.case.heads // self.case.kv_heads
         key = torch.arange(k.shape[1], device=q.device)
         query = key[len(key) - len(q) :, None]
         hidden = (key > query) | (key <= query - (window or 1 << 60))
-        scores = q.transpose(0, 1) @ k.transpose(1, 2) * scale
+        rows = q.transpose(0, 1).reshape(len(k), group * len(q), q.shape[2])  # all heads of a KV head
+        scores = (rows @ k.transpose(1, 2)).view(shape) * scale
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
         scores = scores.masked_fill(hidden, float("-inf"))
@@ -136,7 +152,8 @@ class Scene:
             sink = sinks.double()[:, None, None].expand(*scores.shape[:2], 1)
             scores = torch.cat((scores, sink), -1)
         weights: Tensor = scores.softmax(-1)[..., : k.shape[1]]
-        return (weights @ v).transpose(0, 1)
+        answer = weights.reshape(len(v), group * len(q), shape[2]) @ v
+        return answer.view(*shape[:2], v.shape[2]).transpose(0, 1)
 
 
 def make_batch(new: Sequence[int], past: Sequence[int], table: Tensor, kv: KVLayer) -> ForwardBatch:
@@ -172,15 +189,20 @@ def make_scene(case: Case, dtype: torch.dtype, device: torch.device, seed: int =
     for row, count in enumerate(counts):
         table[row, :count] = pages[sum(counts[:row]) :][:count]
     k, v = ([torch.randn(n, case.kv_heads, case.dim, generator=generator).to(dtype) for n in lengths] for _ in "kv")
+    v = [x[..., : case.latent_dim] for x in k] if case.latent_dim else v
+    for row, past in enumerate(case.past):
+        if case.shared and past >= case.shared:
+            table[row, : case.shared // size] = table[0, : case.shared // size]
+            for rows in (k, v):
+                rows[row][: case.shared] = rows[0][: case.shared]
     q = torch.randn(sum(case.new), case.heads, case.dim, generator=generator).to(dtype)
     sinks = torch.randn(case.heads, generator=generator) * 3 if case.sinks else None
     kv = _poisoned(case, dtype, len(pages))
     places = make_batch(case.past, [0] * len(lengths), table, kv).out_loc[0]
-    for rows, kept, scales in ((k, kv.k, kv.k_scale), (v, kv.v, kv.v_scale)):
+    for rows, (kept, scales) in zip((k, v), kv.parts, strict=False):
         if clean:
             (kept if scales is None else scales)[pages[: sum(counts)].long()] = 0
         _put(torch.cat([x[:past] for x, past in zip(rows, case.past, strict=True)]), kept, scales, places)
-    tensors = (None if x is None else x.to(device) for x in (kv.k, kv.v, kv.k_scale, kv.v_scale))
     new_k, new_v = (torch.cat([x[past:] for x, past in zip(rows, case.past, strict=True)]) for rows in (k, v))
     return Scene(
         case=case,
@@ -188,24 +210,28 @@ def make_scene(case: Case, dtype: torch.dtype, device: torch.device, seed: int =
         k=new_k.to(device),
         v=new_v.to(device),
         keys=[_kept(x, case.quantized) for x in k],
-        values=[_kept(x, case.quantized) for x in v],
+        values=[_kept(x, case.quantized)[..., : case.latent_dim or None] for x in (k if case.latent_dim else v)],
         sinks=None if sinks is None else sinks.to(device),
-        kv=_layer(*tensors),
+        kv=_on(device, kv),
         batch=make_batch(case.new, case.past, table.to(device), kv),
     )
 
 
 def _poisoned(case: Case, dtype: torch.dtype, num_pages: int) -> KVLayer:
-    places = (num_pages, case.kv_heads, case.page_size)
-    if case.quantized is None:
-        return _layer(*(torch.full((*places, case.dim), torch.nan, dtype=dtype) for _ in "kv"))
-    numbers = (torch.full((*places, case.dim), 0x55, dtype=torch.int8).view(case.quantized) for _ in "kv")
-    return _layer(*numbers, *(torch.full(places, torch.nan) for _ in "kv"))
+    def fill(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if dtype.itemsize == 1:
+            return torch.full(shape, 0x55, dtype=torch.int8).view(dtype)
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    return KVLayer.make(case.spec(dtype), num_pages, case.page_size, fill)
 
 
-def _layer(k: Tensor | None, v: Tensor | None, k_scale: Tensor | None = None, v_scale: Tensor | None = None) -> KVLayer:
-    assert k is not None and v is not None
-    return KVLayer(k, v, 0, k_scale, v_scale)
+def _on(device: torch.device, kv: KVLayer) -> KVLayer:
+    """The same pages there; values that are parts of keys stay so."""
+    k, k_scale = kv.k.to(device), None if kv.k_scale is None else kv.k_scale.to(device)
+    if kv.is_latent:
+        return KVLayer(k, k[..., : kv.v.shape[3]], kv.group, k_scale, k_scale)
+    return KVLayer(k, kv.v.to(device), kv.group, k_scale, None if kv.v_scale is None else kv.v_scale.to(device))
 
 
 def _put(x: Tensor, pages: Tensor, scales: Tensor | None, places: Tensor) -> None:
@@ -327,5 +353,5 @@ def parity(device: torch.device, seed: int = 0) -> Iterator[Check]:
 def _is_worth_compiling(backend: str, case: Case, dtype: torch.dtype) -> bool:
     """Kernels are compiled for every dtype and most numbers of a case: a second each in Triton, a minute in CUDA."""
     if backend == "flashinfer":
-        return dtype == torch.bfloat16 and case.dim == 128 and case.softcap is None
+        return dtype == torch.bfloat16 and case.dim in (128, 576) and case.softcap is None
     return dtype == torch.bfloat16 or case.name in ("decode", "mixed")

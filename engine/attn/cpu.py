@@ -24,6 +24,8 @@ def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
     if page_size % SUB_PAGE:
         return f"it needs a --page-size that is a multiple of {SUB_PAGE}"
     for spec in specs:
+        if spec.is_latent:
+            return "it computes no attention over latents (MLA)"
         if spec.quantized not in (None, torch.int8):
             return "it quantises keys and values to int8 only"
         if spec.dtype != torch.bfloat16:

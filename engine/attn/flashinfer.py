@@ -21,10 +21,12 @@ from sgl.engine.base.device import Device
 from sgl.kernels.flashinfer.attention import (
     DTYPES,
     HEAD_DIMS,
+    LATENT_DIMS,
     WORKSPACE_BYTES,
     Buffers,
     Decode,
     Kind,
+    Latents,
     Prefill,
     Rows,
     Wrapper,
@@ -37,8 +39,10 @@ def why_not(specs: Sequence[KVSpec]) -> str:
         return "it computes bfloat16 and float16"
     if any(spec.quantized for spec in specs):
         return "it keeps keys and values as they are (--kv-cache-dtype auto)"
-    if any(spec.head_dim not in HEAD_DIMS for spec in specs):
+    if any(spec.head_dim not in HEAD_DIMS for spec in specs if not spec.is_latent):
         return f"it needs heads of {', '.join(map(str, HEAD_DIMS))} dimensions"
+    if any((spec.latent_dim, spec.head_dim - spec.latent_dim) != LATENT_DIMS for spec in specs if spec.is_latent):
+        return f"it needs latents (MLA) of {LATENT_DIMS[0]} dimensions and keys of {LATENT_DIMS[1]} beside them"
     return triton.why_not(specs)
 
 
@@ -120,7 +124,7 @@ class FlashInferBackend:
         wrappers = self._planned(kind_of(q, kv, scale, window, softcap), kv.group, meta)
         if meta.parts[0].tokens is None:
             return wrappers[0].run(q, kv.k, kv.v)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(*q.shape[:2], kv.v.shape[3], dtype=q.dtype, device=q.device)
         for part, wrapper in zip(meta.parts, wrappers, strict=True):
             assert part.tokens is not None
             out.index_copy_(0, part.tokens, wrapper.run(q.index_select(0, part.tokens), kv.k, kv.v))
@@ -158,8 +162,7 @@ class FlashInferBackend:
     def _wrapper(self, kind: Kind, group: int, is_decode: bool) -> Wrapper:
         key = (kind, group, is_decode)
         if key not in self._wrappers:
-            make = Decode if is_decode else Prefill
-            self._wrappers[key] = make(self.device, self.workspace, kind)
+            self._wrappers[key] = _maker(kind, is_decode)(self.device, self.workspace, kind)
         return self._wrappers[key]
 
 
@@ -174,12 +177,14 @@ class FlashInferGraph:
         self._batch = batch
         self._q_lens = np.array(batch.q_lens, np.int64)
         self._part = self._make_part(self._q_lens)
-        self._meta = Meta(batch, (self._part,), backend.others.plan(batch))
+        others = backend.others.graph_buffers(batch)
+        assert others is not None
+        self._others = others
         self._buffers: dict[int, Buffers] = {}  # by KV group
         self._wrappers: dict[tuple[Kind, int], Wrapper] = {}
 
     def plan(self, batch: ForwardBatch) -> Meta:
-        return self._meta
+        return Meta(self._batch, (self._part,), self._others.plan(self._batch))
 
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
         self._backend.store(k, v, kv, meta)
@@ -222,9 +227,9 @@ class FlashInferGraph:
     def _make_wrapper(self, kind: Kind, group: int) -> Wrapper:
         num_rows, device = len(self._q_lens), self._backend.device.torch_device
         if group not in self._buffers:
-            sizes = (num_rows + 1, num_rows + 1, num_rows, self._batch.page_table[group].numel() + 1)
+            sizes = (num_rows + 1, num_rows + 1, num_rows, num_rows, self._batch.page_table[group].numel() + 1)
             self._buffers[group] = Buffers(*(torch.zeros(size, dtype=torch.int32, device=device) for size in sizes))
-        make = Decode if self._part.is_decode else Prefill
+        make = _maker(kind, self._part.is_decode)
         return make(self._backend.device, self._backend.workspace, kind, self._buffers[group])
 
     def _plan(self, key: tuple[Kind, int]) -> None:
@@ -233,7 +238,12 @@ class FlashInferGraph:
 
 
 def kind_of(q: Tensor, kv: KVLayer, scale: float, window: int | None, softcap: float | None) -> Kind:
-    return Kind(q.shape[1], kv.k.shape[1], q.shape[2], kv.page_size, q.dtype, scale, window, softcap)
+    latent_dim = kv.v.shape[3] if kv.is_latent else 0
+    return Kind(q.shape[1], kv.k.shape[1], q.shape[2], kv.page_size, q.dtype, scale, window, softcap, latent_dim)
+
+
+def _maker(kind: Kind, is_decode: bool) -> type[Latents | Decode | Prefill]:
+    return Latents if kind.latent_dim else Decode if is_decode else Prefill
 
 
 def _rows(
@@ -241,14 +251,14 @@ def _rows(
 ) -> Rows:
     counts = -(-seq_lens // page_size)
     qo_indptr, kv_indptr = _starts(q_lens), _starts(counts)
-    parts = (qo_indptr, kv_indptr, seq_lens - (counts - 1) * page_size)
+    parts = (qo_indptr, kv_indptr, seq_lens - (counts - 1) * page_size, seq_lens)
     host = device.host_buffer(4 * sum(map(len, parts))).view(torch.int32)
     host.copy_(torch.from_numpy(np.concatenate(parts)))
     total, width = int(kv_indptr[-1]), int(counts.max())
     into = torch.empty(total + 1, dtype=torch.int32, device=table.device) if into is None else into
     _flatten(table[:, :width], device.upload([kv_indptr])[0], into)
-    qo, kv, last = torch.split(host, [len(part) for part in parts])
-    return Rows(qo, kv, last, into[:total], int(q_lens.max()))
+    qo, kv, last, lens = torch.split(host, [len(part) for part in parts])
+    return Rows(qo, kv, last, lens, into[:total], int(q_lens.max()))
 
 
 def _flatten(table: Tensor, starts: Tensor, into: Tensor) -> None:

@@ -7,7 +7,7 @@ not to the longest row of the batch), so what a row is batched with does not cha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,20 +176,17 @@ class TorchNativeBackend:
         places = meta.places(kv)
         if places.unfinished.numel():
             # What a former owner left behind the row's last token is read under a mask, which a NaN would survive.
-            for pages in (kv.k, kv.v) if kv.k_scale is None else (kv.k_scale, kv.v_scale):
-                assert pages is not None
-                pages.index_fill_(0, places.unfinished, 0)
-        if kv.k_scale is None:
+            for pages, scales in kv.parts:
+                (pages if scales is None else scales).index_fill_(0, places.unfinished, 0)
+        if kv.k_scale is None and not kv.is_latent:
             self._store(k, v, kv.k, kv.v, places.page_ids, places.offsets)
-        else:
-            self._store_rounded(k, v, kv, places)
-
-    def _store_rounded(self, k: Tensor, v: Tensor, kv: KVLayer, places: Places) -> None:
-        (k, k_scale), (v, v_scale) = rounded(k, kv.k.dtype), rounded(v, kv.v.dtype)
-        self._store(*map(_as_bytes, (k, v, kv.k, kv.v)), places.page_ids, places.offsets)
-        for scale, pages in ((k_scale, kv.k_scale), (v_scale, kv.v_scale)):
-            assert pages is not None
-            pages.transpose(1, 2).index_put_((places.page_ids, places.offsets), scale)
+            return
+        for x, (pages, scales) in zip((k, v), kv.parts, strict=False):  # values that are keys come with them
+            if scales is not None:
+                x, scale = rounded(x, pages.dtype)
+                scales.transpose(1, 2).index_put_((places.page_ids, places.offsets), scale)
+                x, pages = _as_bytes(x), _as_bytes(pages)
+            pages.transpose(1, 2).index_put_((places.page_ids, places.offsets), x)
 
     def run(
         self,
@@ -204,7 +201,7 @@ class TorchNativeBackend:
         work, rules = meta.work(kv, window, q.dtype), Rules(scale, softcap, sinks)
         if not work.prefill and work.decode and work.decode[0].tokens is None:
             return _decode(q, kv, work.decode[0], rules)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(*q.shape[:2], kv.v.shape[3], dtype=q.dtype, device=q.device)
         for rows in work.decode:
             out[rows.tokens] = _decode(q[rows.tokens], kv, rows, rules)
         for row in work.prefill:
@@ -234,7 +231,7 @@ def _decode(q: Tensor, kv: KVLayer, rows: DecodeRows, rules: Rules) -> Tensor:
     mask = rows.mask.expand(-1, -1, grouped.shape[2], -1)
     k, v = (part.view(shape) for part in _gather(kv, rows.blocks, q.dtype))
     out = _attend(grouped, k, v, mask, rules, (kv_heads, -1, 1))
-    return out.reshape(num_rows, num_heads, head_dim)
+    return out.reshape(num_rows, num_heads, head_dim)[..., : kv.v.shape[3]]
 
 
 def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, rules: Rules) -> Tensor:
@@ -248,7 +245,7 @@ def _prefill(q: Tensor, kv: KVLayer, row: PrefillRow, rules: Rules) -> Tensor:
         for part in _gather(kv, row.blocks, q.dtype)
     )
     out = _attend(grouped, k, v, row.mask, rules, (kv_heads, group, 1, 1))
-    return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
+    return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)[..., : kv.v.shape[3]]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules, heads: tuple[int, ...]) -> Tensor:
@@ -267,14 +264,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules, 
     return scores.softmax(-1)[..., : k.shape[-2]].to(v.dtype) @ v
 
 
-def _gather(kv: KVLayer, blocks: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Copies of (page, head) blocks of keys and of values ``[n, page_size, D]``."""
-    for pages, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale)):
+def _gather(kv: KVLayer, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Copies of (page, head) blocks of keys and of values ``[n, page_size, D]``.
+
+    Values that are the beginnings of the keys are answered as whole keys: torch attends in one kernel where both are of
+    one width, and what is too much of the result is cut off.
+    """
+    found = []
+    for pages, scales in kv.parts:
         if scales is None:
-            yield pages.flatten(0, 1).index_select(0, blocks)
+            found.append(pages.flatten(0, 1).index_select(0, blocks))
         else:
-            found = _as_bytes(pages).flatten(0, 1).index_select(0, blocks).view(pages.dtype)
-            yield (found.float() * scales.flatten(0, 1).index_select(0, blocks)[..., None]).to(dtype)
+            values = _as_bytes(pages).flatten(0, 1).index_select(0, blocks).view(pages.dtype)
+            found.append((values.float() * scales.flatten(0, 1).index_select(0, blocks)[..., None]).to(dtype))
+    return found[0], found[-1]
 
 
 def _as_bytes(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention on NVIDIA GPUs through the Triton kernels; plans nothing but how queries are cut into tiles.
+"""Attention on NVIDIA GPUs through the Triton kernels; plans nothing on the host but how queries are cut into tiles.
 
 Rows of a few tokens (decoding, verification) are computed by splits of their keys, longer ones tile by tile. Which way
 a row goes, and every number on that way, follows from the row alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,20 +18,24 @@ from sgl.engine.attn.backend import Captured, GraphBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.base.device import Device
 from sgl.kernels.triton import attention
-from sgl.kernels.triton.attention import Pages, Rules
+from sgl.kernels.triton.attention import MAX_HEAD_DIM, Pages, Rules, Shape
+from sgl.kernels.triton.attention_shared import FIRST_SPLIT, Sharing, find_sharing
 from sgl.kernels.triton.attention_store import store_at
+from sgl.kernels.triton.shapes import padded
 
 SPLIT_TOKENS = 8
 """Rows of up to so many tokens are computed by splits."""
 
-MAX_HEAD_DIM = 256
+MAX_LATENT_DIM = 512
 
 
 def why_not(specs: Sequence[KVSpec]) -> str:
     """Why these layers cannot be computed by this backend; empty if they can."""
     if any(spec.dtype not in (torch.bfloat16, torch.float16, torch.float32) for spec in specs):
         return "it computes bfloat16, float16 and float32"
-    if any(spec.head_dim > MAX_HEAD_DIM for spec in specs):
+    if any(spec.latent_dim > MAX_LATENT_DIM for spec in specs):
+        return f"it needs latents (MLA) of at most {MAX_LATENT_DIM} dimensions"
+    if any(spec.head_dim > MAX_HEAD_DIM for spec in specs if not spec.is_latent):
         return f"it needs heads of at most {MAX_HEAD_DIM} dimensions"
     return ""
 
@@ -51,6 +56,8 @@ class Layout:
         self.q_lens = q_lens
         self._device = device
         self._tiles: dict[tuple[int, int], Tiles] = {}
+        split = [count for count in q_lens if 0 < count <= SPLIT_TOKENS]
+        self.num_split_rows, self.most_split = len(split), padded(max(split, default=1))
 
     def tiles(self, split_tokens: int, whole_tokens: int) -> Tiles:
         """Tiles of so many tokens at most."""
@@ -58,6 +65,13 @@ class Layout:
         if key not in self._tiles:
             self._tiles[key] = self._cut(*key)
         return self._tiles[key]
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """int32 [B], of every row's first token among those that are computed by splits."""
+        q_lens = np.array(self.q_lens, np.int64)
+        counts = np.where(q_lens <= SPLIT_TOKENS, q_lens, 0)
+        return self._device.upload([(counts.cumsum() - counts).astype(np.int32)])[0]
 
     def _cut(self, split_tokens: int, whole_tokens: int) -> Tiles:
         q_lens = np.array(self.q_lens, np.int64)
@@ -77,10 +91,35 @@ def _cut(q_lens: np.ndarray, tokens: int) -> np.ndarray:
     return np.stack((row, first, (q_lens.cumsum() - q_lens)[row] + first), 1).astype(np.int32)
 
 
-@dataclass(frozen=True, slots=True)
 class Meta:
-    batch: ForwardBatch
-    layout: Layout
+    """A step. Which rows share pages is found when the first layer asks."""
+
+    def __init__(self, batch: ForwardBatch, layout: Layout) -> None:
+        self.batch = batch
+        self.layout = layout
+        self._sharing: dict[tuple[int, int], Sharing] = {}
+
+    def sharing(self, kv: KVLayer, shape: Shape, window: int | None) -> Sharing | None:
+        """Rows that begin with the same pages; None where they would not be computed together.
+
+        That is where it saves reading: two rows fit into the tile that one would have for itself anyway, and a row can
+        be longer than a split. Finding them costs two small kernels a step.
+        """
+        layout, table = self.layout, self.batch.page_table[kv.group]
+        room = shape.split_rows // (shape.group * layout.most_split)
+        if (
+            window is not None
+            or room < 2
+            or layout.num_split_rows < 2
+            or table.shape[1] * kv.page_size <= FIRST_SPLIT.value
+        ):
+            return None
+        key = (kv.group, shape.splits)
+        if key not in self._sharing:
+            rows = (table, self.batch.cu_q, self.batch.seq_lens)
+            limits = (kv.page_size, shape.splits, layout.most_split)
+            self._sharing[key] = find_sharing(*rows, *limits, layout.numbers)
+        return self._sharing[key]
 
 
 class TritonBackend:
@@ -111,19 +150,26 @@ class TritonBackend:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        batch, group = meta.batch, q.shape[1] // kv.k.shape[1]
-        whole_tokens = attention.prefill_tokens(group, q.shape[2], q.dtype)
-        tiles = meta.layout.tiles(attention.split_tokens(group), whole_tokens)
+        batch, shape = meta.batch, Shape.of(q, kv.k, kv.v)
+        tiles = meta.layout.tiles(shape.split_tokens, shape.prefill_tokens)
         table = batch.page_table[kv.group]
         pages = Pages(kv.k, kv.v, kv.k_scale, kv.v_scale, batch.cu_q, batch.seq_lens, table)
         rules = Rules(scale, window, softcap, sinks)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(*q.shape[:2], shape.value_dim, dtype=q.dtype, device=q.device)
         if tiles.split is not None:
-            attention.decode(q, pages, rules, tiles.split, tiles.num_split, out)
+            sharing = meta.sharing(kv, shape, window)
+            attention.decode(q, pages, rules, tiles.split, tiles.num_split, sharing, out)
         if tiles.whole is not None:
             attention.prefill(q, pages, rules, tiles.whole, out)
         return out
 
     def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
-        """The kernels read lengths and tables from the batch's own tensors, so a replay needs nothing more."""
-        return Captured(self, Meta(batch, Layout(batch.q_lens, self._device)))
+        return TritonGraph(self, Meta(batch, Layout(batch.q_lens, self._device)))
+
+
+class TritonGraph(Captured[Meta]):
+    """See `GraphBackend`: the kernels read lengths and tables from the batch's own tensors, so a replay needs nothing
+    more. What rows share is found by kernels of the graph."""
+
+    def plan(self, batch: ForwardBatch) -> Meta:
+        return Meta(self._meta.batch, self._meta.layout)

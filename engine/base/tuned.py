@@ -24,6 +24,7 @@ _FORMATS = tuple(item for item in OPTIONS if item.name in ("dtype", "quantizatio
 _SHAPE = (
     *("model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads"),
     *("n_head", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "sliding_window"),
+    *("kv_lora_rank", "q_lora_rank", "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok"),
 )
 """What of config.json decides how much a step computes."""
 

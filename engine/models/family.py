@@ -37,7 +37,7 @@ class HfConfig:
             raise ModelError(f"config.json: {name} is {value}; it must not be negative.")
         return value
 
-    def window(self, name: str, default: int) -> int | None:
+    def optional_integer(self, name: str, default: int) -> int | None:
         """A positive integer; here null is a value of its own."""
         return None if self._fields.get(name, default) is None else self.integer(name, default)
 

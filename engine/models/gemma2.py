@@ -40,7 +40,7 @@ def spec(config: HfConfig) -> ModelSpec:
 
 def _windows(config: HfConfig) -> list[int | None]:
     """As ``layer_types`` says; in older checkpoints the even layers have the window."""
-    window = config.window("sliding_window", 4096)
+    window = config.optional_integer("sliding_window", 4096)
     types = config.texts("layer_types")
     if types is None:
         return [window if index % 2 == 0 else None for index in range(config.integer("num_hidden_layers"))]

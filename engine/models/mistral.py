@@ -9,7 +9,7 @@ from sgl.engine.nn.spec import ModelSpec
 
 
 def spec(config: HfConfig) -> ModelSpec:
-    windows = [config.window("sliding_window", 4096)] * config.integer("num_hidden_layers")
+    windows = [config.optional_integer("sliding_window", 4096)] * config.integer("num_hidden_layers")
     return llama.decoder(config, num_kv_heads=8, windows=windows)
 
 

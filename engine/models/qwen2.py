@@ -16,7 +16,7 @@ def windows(config: HfConfig) -> list[int | None]:
     num_layers = config.integer("num_hidden_layers")
     if not config.flag("use_sliding_window", False):
         return [None] * num_layers
-    window = config.window("sliding_window", 4096)
+    window = config.optional_integer("sliding_window", 4096)
     first = config.count("max_window_layers", 28)
     types = config.texts("layer_types")
     if types is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sgl.engine.models import llama, qwen2
 from sgl.engine.models.family import Family, HfConfig
-from sgl.engine.nn.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec
+from sgl.engine.nn.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 NAMES = replace(
     llama.NAMES,
@@ -37,7 +37,7 @@ def spec(config: HfConfig) -> ModelSpec:
         config.integer("num_experts", 60),
         config.integer("num_experts_per_tok", 4),
         MlpSpec(config.integer("moe_intermediate_size", 1408), activation),
-        renormalize=config.flag("norm_topk_prob", False),
+        RoutingSpec(renormalize=config.flag("norm_topk_prob", False)),
         shared=MlpSpec(config.integer("shared_expert_intermediate_size", 5632), activation),
         shared_gate=True,
     )

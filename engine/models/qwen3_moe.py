@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sgl.engine.models import qwen2_moe, qwen3
 from sgl.engine.models.family import Family, HfConfig
-from sgl.engine.nn.spec import MlpSpec, ModelSpec, MoeSpec
+from sgl.engine.nn.spec import MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 NAMES = replace(qwen2_moe.NAMES, q_norm=qwen3.NAMES.q_norm, k_norm=qwen3.NAMES.k_norm)
 
@@ -16,7 +16,7 @@ def spec(config: HfConfig) -> ModelSpec:
         config.integer("num_experts", config.integer("num_local_experts", 128)),  # by age of the checkpoint
         config.integer("num_experts_per_tok", 8),
         MlpSpec(config.integer("moe_intermediate_size", 768), config.text("hidden_act", "silu")),
-        renormalize=config.flag("norm_topk_prob", False),
+        RoutingSpec(renormalize=config.flag("norm_topk_prob", False)),
     )
     return qwen2_moe.with_experts(qwen3.spec(config), config, moe)
 

@@ -8,6 +8,7 @@ from typing import Any
 from sgl.engine.base.errors import ModelError
 from sgl.engine.models import (
     bert,
+    deepseek,
     gemma2,
     gpt2,
     internlm2,
@@ -24,7 +25,7 @@ from sgl.engine.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma2.FAMILY, internlm2.FAMILY, gpt2.FAMILY),
-    *(mixtral.FAMILY, qwen2_moe.FAMILY, qwen3_moe.FAMILY),
+    *(mixtral.FAMILY, qwen2_moe.FAMILY, qwen3_moe.FAMILY, deepseek.V2, deepseek.V3),
     *(llama.EMBEDDER, mistral.EMBEDDER, qwen2.EMBEDDER, qwen3.EMBEDDER, gemma2.EMBEDDER, internlm2.EMBEDDER),
     *(llama.CLASSIFIER, mistral.CLASSIFIER, qwen2.CLASSIFIER, qwen3.CLASSIFIER, gemma2.CLASSIFIER),
     *(qwen2.REWARD, internlm2.REWARD),

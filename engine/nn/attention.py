@@ -67,6 +67,11 @@ class Attention:
         kind = kind if spec.causal else "none"
         self.kv_spec = KVSpec(kind, spec.num_kv_heads, spec.head_dim, build.dtype, spec.window, build.kv_dtype)
 
+    @property
+    def products(self) -> dict[str, Linear]:
+        """Its linear layers by what they are called in a profile."""
+        return {"qkv": self.qkv, "out": self.out}
+
     def __call__(self, x: Tensor, tables: Tables, kv: KVLayer, backend: AttentionBackend[Any], meta: Any) -> Tensor:
         """``[T, H] -> [T, H]``, a new tensor; stores this step's keys and values."""
         spec = self.spec

@@ -11,6 +11,7 @@ import torch
 from sgl.engine.attn.batch import KVSpec
 from sgl.engine.base.cost import AttentionCost, Cost, Product, Weights
 from sgl.engine.nn.embedding import Embedding, TiedHead
+from sgl.engine.nn.latent import Expansion
 from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.spec import ModelSpec
 from sgl.engine.nn.weights import Leaf
@@ -35,7 +36,7 @@ def cost_of(
         products: those linear layers that have a name in profiles.
     """
     tables = [leaf for leaf in leaves if isinstance(leaf, Embedding)]
-    linears = [leaf for leaf in leaves if isinstance(leaf, Linear) and leaf is not head]
+    linears = [leaf for leaf in leaves if isinstance(leaf, Linear | Expansion) and leaf is not head]
     counted = {id(leaf) for leaf in (*tables, *linears, head)}
     scores = Weights(format="", params=0, size_bytes=0)
     if head is not None:
@@ -44,7 +45,7 @@ def cost_of(
             params=spec.hidden_size * spec.vocab_size,
             size_bytes=head.nbytes or tables[0].nbytes,  # a tied head may multiply by the table itself
         )
-    formats: dict[str, list[Linear]] = defaultdict(list)
+    formats: dict[str, list[Linear | Expansion]] = defaultdict(list)
     for linear in linears:
         formats[_short(linear.format)].append(linear)
     return Cost(
@@ -81,7 +82,7 @@ def _product(name: str, group: Sequence[Linear], dtype: torch.dtype) -> Product:
 def _attention(spec: ModelSpec, kv_specs: Sequence[KVSpec]) -> tuple[AttentionCost, ...]:
     """Layers that attend alike, counted."""
     kinds = Counter(
-        (4 * layer.attention.num_heads * layer.attention.head_dim, kv.bytes_per_token, layer.attention.window)
+        (layer.attention.flops_per_pair, kv.bytes_per_token, layer.attention.window)
         for layer, kv in zip(spec.layers, kv_specs, strict=True)
     )
     return tuple(

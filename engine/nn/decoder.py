@@ -16,13 +16,14 @@ from sgl.engine.nn.attention import Attention
 from sgl.engine.nn.cost import cost_of
 from sgl.engine.nn.embedding import Inputs, TiedHead
 from sgl.engine.nn.fusion import fuse
+from sgl.engine.nn.latent import LatentAttention
 from sgl.engine.nn.linear import Linear
 from sgl.engine.nn.mlp import Mlp
 from sgl.engine.nn.moe import Moe
 from sgl.engine.nn.norm import NoNorm, Norm
 from sgl.engine.nn.pooling import PoolingHead
 from sgl.engine.nn.rope import NoRope, Rope, Rotation
-from sgl.engine.nn.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec, RopeSpec
+from sgl.engine.nn.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RopeSpec
 from sgl.engine.nn.taps import Show, tap
 from sgl.engine.nn.weights import Build
 from sgl.kernels.cpu.decoder import FusedDecoder
@@ -35,7 +36,7 @@ class Layer:
         names = build.names
         self.name = f"layer {index}"
         self.attention_norm = Norm(build, names.attention_norm.format(index), model.norm, model.hidden_size)
-        self.attention = Attention(build, index, spec.attention, model.hidden_size, rotation)
+        self.attention = _attention(build, index, spec.attention, model.hidden_size, rotation)
         self.mlp_norm = Norm(build, names.mlp_norm.format(index), model.norm, model.hidden_size)
         self.mlp = _feed_forward(build, index, spec.mlp, model.hidden_size)
         self.attention_out_norm: Norm | NoNorm = NoNorm()
@@ -172,7 +173,7 @@ class Model:
         """The linear layers by what they are called in a profile; without those of layers that have others."""
         products: dict[str, list[Linear]] = {}
         for layer in self._layers:
-            own = {"qkv": layer.attention.qkv, "out": layer.attention.out}
+            own = dict(layer.attention.products)
             if isinstance(layer.mlp, Mlp):
                 own |= {"up": layer.mlp.up, "down": layer.mlp.down}
             for name, linear in own.items():
@@ -181,9 +182,9 @@ class Model:
 
     def activation_bytes(self, num_tokens: int, num_logits: int) -> int:
         """The most that a step of so many tokens needs beside weights and cache: activations and float32 logits."""
-        layer = self.spec.layers[0]
-        heads = 2 * (layer.attention.num_heads + layer.attention.num_kv_heads) * layer.attention.head_dim
-        width = 4 * self.spec.hidden_size + heads + 3 * max(layer.mlp.intermediate_size for layer in self.spec.layers)
+        layers = self.spec.layers
+        heads = max(layer.attention.width for layer in layers)
+        width = 4 * self.spec.hidden_size + heads + 3 * max(layer.mlp.intermediate_size for layer in layers)
         return num_tokens * width * self._dtype.itemsize + 3 * num_logits * self.spec.vocab_size * 4
 
     @torch.inference_mode()
@@ -193,6 +194,14 @@ class Model:
         scores = self._head(hidden)
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+
+def _attention(
+    build: Build, layer: int, spec: AttentionSpec, hidden_size: int, rotation: Rotation
+) -> Attention | LatentAttention:
+    if spec.latent is None:
+        return Attention(build, layer, spec, hidden_size, rotation)
+    return LatentAttention(build, layer, spec, spec.latent, hidden_size, rotation)
 
 
 def _feed_forward(build: Build, layer: int, spec: MlpSpec | MoeSpec, hidden_size: int) -> Mlp | Moe:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sgl.engine.nn.attention import Attention
 from sgl.engine.nn.mlp import Mlp
 from sgl.engine.nn.norm import RmsQKNorm
 from sgl.engine.nn.rope import Rope
@@ -57,7 +58,7 @@ def fuse(
 def _fused_layer(layer: Layer) -> FusedLayer | None:
     """None where a product is not the native one, or not followed by its gate."""
     attention, mlp, q_norm, k_norm = layer.attention, layer.mlp, None, None
-    if not isinstance(mlp, Mlp):
+    if not isinstance(mlp, Mlp) or not isinstance(attention, Attention):
         return None
     qkv, out, up, down = attention.qkv.state, attention.out.state, mlp.up.state, mlp.down.state
     if not (isinstance(qkv, NativeLinear) and isinstance(out, NativeLinear) and isinstance(down, NativeLinear)):

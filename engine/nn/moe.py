@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sgl.engine.base.errors import ModelError
 from sgl.engine.nn.mlp import Mlp
 from sgl.engine.nn.spec import MlpSpec, MoeSpec
-from sgl.engine.nn.weights import Build, WeightSlot
+from sgl.engine.nn.weights import Build, Parameter, WeightSlot
 from sgl.kernels.ops.linear import LinearFn
 from sgl.kernels.ops.moe import ExpertsFn, Route
+from sgl.kernels.ops.routing import Groups, RouteGroups
 
 
 class Gate:
@@ -31,16 +33,51 @@ class Gate:
         return self._run(x)
 
 
+class Router:
+    """The experts of every token ``[T, H]`` and their scores; see `RoutingSpec`."""
+
+    def __init__(self, build: Build, layer: int, spec: MoeSpec, hidden_size: int) -> None:
+        routing = self._spec = spec.routing
+        self._top_k = spec.top_k
+        self._gate = Gate(build, build.names.router.format(layer), hidden_size, spec.num_experts)
+        self._correction: Correction | None = None
+        if routing.corrected:
+            self._correction = Correction(build, build.names.router_bias.format(layer), spec.num_experts)
+        self._is_plain = not routing.corrected and routing.groups == 1 and routing.factor == 1.0
+        self._route: Route = build.kernels["moe.route"]
+        self._route_groups: RouteGroups = build.kernels["moe.route_groups"]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spec, logits = self._spec, self._gate(x)
+        if self._is_plain:
+            return self._route(logits, self._top_k, spec.scoring, spec.renormalize)
+        bias = None if self._correction is None else self._correction.bias
+        groups = Groups(spec.groups, spec.top_groups)
+        return self._route_groups(logits, bias, self._top_k, groups, spec.scoring, spec.renormalize, spec.factor)
+
+
+class Correction:
+    """What is added to the scores of experts while they are chosen, float32 ``[E]``."""
+
+    def __init__(self, build: Build, name: str, num_experts: int) -> None:
+        self.slots = [WeightSlot(name, (num_experts,), Parameter((num_experts,), torch.float32, build.device))]
+        self.nbytes = 0
+        self.bias = torch.empty(0)
+        build.leaves.append(self)
+
+    def finalize(self) -> None:
+        self.bias = self.slots[0].destination.take()
+        self.nbytes = self.bias.nbytes
+
+
 class Moe:
     """``sum of score * expert(x)`` over the chosen experts, and the shared one's answer."""
 
     def __init__(self, build: Build, layer: int, spec: MoeSpec, hidden_size: int) -> None:
         names = build.names
         _check(spec.expert)
-        self._spec = spec
         self._kernels = build.kernels
-        self._route: Route = build.kernels["moe.route"]
-        self._router = Gate(build, names.router.format(layer), hidden_size, spec.num_experts)
+        self._router = Router(build, layer, spec, hidden_size)
         self.experts = [
             Mlp(
                 build,
@@ -69,8 +106,7 @@ class Moe:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, H] -> [T, H]``, a new tensor."""
-        spec = self._spec
-        out = self._run(x, *self._route(self._router(x), spec.top_k, "softmax", spec.renormalize))
+        out = self._run(x, *self._router(x))
         if self._shared is None:
             return out
         shared = self._shared(x)

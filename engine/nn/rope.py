@@ -33,7 +33,11 @@ class NoRope:
 
 
 class Rope:
-    """Rotates the pairs ``(i, i + D/2)`` of a head by ``position * frequency[i]``."""
+    """Rotates the pairs ``(i, i + D/2)`` of a head by ``position * frequency[i]``.
+
+    Interleaved, these are the pairs ``(2i, 2i + 1)`` of what it is given; it answers in the other order all the same,
+    since queries and keys only ever meet each other.
+    """
 
     def __init__(self, build: Build, spec: RopeSpec) -> None:
         frequencies, self.scale = frequencies_of(spec)
@@ -44,7 +48,8 @@ class Rope:
         self._sign[: spec.head_dim // 2] = -1
         self._sign *= self.scale
         self._dtype = build.dtype
-        self._apply: Callable[[Tensor, Tensor, Tensor], Tensor] = build.kernels["rope.apply"]
+        self._interleaved = spec.interleaved
+        self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = build.kernels["rope.apply"]
 
     def tables(self, positions: Tensor) -> Tables:
         """(cos, signed sin), each ``[T, 1, D]``, for positions int64 ``[T]``; angles are float32."""
@@ -53,7 +58,9 @@ class Rope:
 
     def apply(self, x: Tensor, tables: Tables) -> Tensor:
         """x ``[T, heads, D]`` rotated, a new contiguous tensor."""
-        return self._apply(x, *tables)
+        if self._interleaved:
+            x = x.reshape(*x.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
+        return self.rotate(x, *tables)
 
 
 def frequencies_of(spec: RopeSpec) -> tuple[Tensor, float]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from sgl.engine.attn.batch import KVLayer, KVSpec
 from sgl.engine.base.device import Device
 
 
 def kv_bytes_per_page(specs: Sequence[KVSpec], page_size: int) -> int:
-    """Bytes that a page of ``page_size`` tokens takes in all layers together, keys and values."""
+    """Bytes that a page of ``page_size`` tokens takes in all layers together, whatever is kept of a token."""
     return page_size * sum(spec.bytes_per_token for spec in specs)
 
 
@@ -20,10 +18,4 @@ def allocate_kv(specs: Sequence[KVSpec], num_pages: int, page_size: int, device:
 
     All layers share one page table: a plan hands out pages of one KV group only.
     """
-    layers = []
-    for spec in specs:
-        shape = (num_pages if spec.is_kept else 0, spec.num_heads, page_size, spec.head_dim)
-        k, v = (device.zeros(shape, spec.stored) for _ in range(2))
-        scales = () if spec.quantized is None else (device.zeros(shape[:3], torch.float32) for _ in range(2))
-        layers.append(KVLayer(k, v, 0, *scales))
-    return tuple(layers)
+    return tuple(KVLayer.make(spec, num_pages, page_size, device.zeros) for spec in specs)

@@ -74,7 +74,7 @@ class _Cutter:
         # borrowed: later segments may take the memory again, since attention has read it by then
         replay = self._recorder.end()
         k, v, borrowed_q = (self._device.borrow(tensor) for tensor in (*self._stored, q))
-        out, self._stored = self._outs.like(q), None  # allocated outside any capture
+        out, self._stored = self._outs.like(q, kv.v.shape[3]), None  # allocated outside any capture
         self.attentions.append(_Attention(replay, borrowed_q, k, v, kv, (scale, window, softcap, sinks), out))
         self._recorder.begin()
         return out
@@ -90,11 +90,11 @@ class Outs:
         self._max_tokens = max_tokens
         self._tensors: dict[tuple[Any, ...], Tensor] = {}
 
-    def like(self, q: Tensor) -> Tensor:
-        key = (q.dtype, *q.shape[1:])
+    def like(self, q: Tensor, value_dim: int) -> Tensor:
+        key = (q.dtype, q.shape[1], value_dim)
         if key not in self._tensors:
             # zeros: what no step has written is computed with, though nobody reads what becomes of it
-            self._tensors[key] = q.new_zeros(self._max_tokens, *q.shape[1:])
+            self._tensors[key] = q.new_zeros(self._max_tokens, q.shape[1], value_dim)
         return self._tensors[key][: len(q)]
 
 

@@ -1,4 +1,4 @@
-"""FlashInfer's paged attention behind one interface for decode and prefill; knows no step and no backend.
+"""FlashInfer's paged attention behind one interface for decode, prefill and latents; knows no step and no backend.
 
 Every plan is made from host arrays and starts copies to the device only. FlashInfer keeps what a plan copies in pinned
 memory of the wrapper, so the next plan first makes sure that the copy of the one before is done: an event tells, which
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
+from flashinfer.mla import BatchMLAPagedAttentionWrapper
 from flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
 from torch import Tensor
 
@@ -21,6 +22,9 @@ WORKSPACE_BYTES = 256 << 20
 """Partial results of split keys; one buffer serves all wrappers, since they run one after the other."""
 
 HEAD_DIMS = (64, 128, 256)
+LATENT_DIMS = (512, 64)
+"""Of a latent and of the key beside it: all that its kernels know."""
+
 DTYPES = (torch.bfloat16, torch.float16)
 
 _LAYOUT = "HND"  # pages are [Hkv, page_size, D]
@@ -39,6 +43,7 @@ class Kind:
     scale: float
     window: int | None
     softcap: float | None
+    latent_dim: int = 0  # how many numbers of a key are its value; 0: it has a value of its own
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,6 +68,7 @@ class Rows:
     qo_indptr: Tensor  # [B + 1], where each row's queries start
     kv_indptr: Tensor  # [B + 1], where each row's pages start
     last_page_len: Tensor  # [B], 1 to page_size
+    kv_lens: Tensor  # [B]
     indices: Tensor  # on the device: the pages of all rows, one after the other
     longest: int  # queries of a row
 
@@ -74,6 +80,7 @@ class Buffers:
     qo_indptr: Tensor  # [B + 1]
     kv_indptr: Tensor  # [B + 1]
     last_page_len: Tensor  # [B]
+    kv_lens: Tensor  # [B]
     indices: Tensor  # as long as the longest rows' pages
 
 
@@ -152,4 +159,40 @@ class Prefill:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out: Tensor = self._wrapper.run(q, (k, v))
+        return out
+
+
+class Latents:
+    """Rows of any number of queries over latents; values are the beginnings of the keys."""
+
+    def __init__(self, device: Device, workspace: Tensor, kind: Kind, buffers: Buffers | None = None) -> None:
+        options = {}
+        if buffers is not None:
+            options = {
+                "use_cuda_graph": True,
+                "qo_indptr": buffers.qo_indptr,
+                "kv_indptr": buffers.kv_indptr,
+                "kv_indices": buffers.indices,
+                "kv_len_arr": buffers.kv_lens,
+            }
+        self._wrapper = BatchMLAPagedAttentionWrapper(workspace, **options)
+        self._kind = kind
+        self._copied: Event = device.event()
+
+    def plan(self, rows: Rows) -> None:
+        kind = self._kind
+        self._copied.synchronize()
+        self._wrapper.plan(
+            *(rows.qo_indptr, rows.kv_indptr, rows.indices, rows.kv_lens),
+            *(kind.num_heads, kind.latent_dim, kind.head_dim - kind.latent_dim, kind.page_size),
+            True,  # causal
+            kind.scale,
+            kind.dtype,
+            kind.dtype,
+        )
+        self._copied.record()
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        size = self._kind.latent_dim
+        out: Tensor = self._wrapper.run(q[..., :size], q[..., size:], v[:, 0], k[:, 0, :, size:])
         return out

@@ -17,23 +17,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.triton.attention_shared import FIRST_SPLIT, Sharing, split_size
 from sgl.kernels.triton.device import INTERPRETED, Block, Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 
 # Scores are in units of log 2. A masked one is finite, so that its difference to another is not NaN, and so far below
 # the least maximum that the difference of the two is still an exponent of zero.
 LOG2E = tl.constexpr(1.4426950408889634)
 MASKED_SCORE = tl.constexpr(-1e30)
 LEAST_SCORE = tl.constexpr(-1e20)
-FIRST_SPLIT = tl.constexpr(256)  # tokens of a split; doubled until a row has few enough of them
+
+MAX_HEAD_DIM = 256
+"""Of keys with values of their own."""
 
 _PROGRAMS = 128  # that one decoding row should give: about the multiprocessors of a GPU
 _MIN_ROWS = 16  # of a tile: what tensor cores take
+_ROOM = ((256, (128, 64)), (1024, (64, 32)))  # up to so many bytes of a value: query rows of a tile, keys of a block
+_LEAST_ROOM = (16, 16)
 
 
 @triton.jit
 def _attend(
-    q: Block,  # [M, D], in the dtype of the products
-    acc: Block,  # float32 [M, D]
+    q: Block,  # [M, V], in the dtype of the products
+    more: Block,  # [M, R], the rest of the queries where values are the beginnings of keys
+    acc: Block,  # float32 [M, V]
     top: Block,  # float32 [M], the greatest score so far
     total: Block,  # float32 [M], the sum of weights so far
     position: Block,  # [M]
@@ -43,7 +50,8 @@ def _attend(
     v_scale: Pointer,
     table: Pointer,  # of the row's pages
     head: Scalar,
-    first: Scalar,  # key of the block
+    begin: Scalar,  # first key, a multiple of BLOCK_N
+    end: Scalar,
     stop: Scalar,  # where the keys end that may be read
     scale: Scalar,
     cap: Scalar,
@@ -55,63 +63,93 @@ def _attend(
     KV_HEADS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tuple[Block, Block, Block]:
-    """Brings the running softmax of M query rows forward by one block of keys: acc, top, total."""
-    key = first + tl.arange(0, BLOCK_N)
-    dim = tl.arange(0, BLOCK_D)
-    there = key < stop
-    page = tl.load(table + key // PAGE, there, 0).to(tl.int64)
-    place = (page * KV_HEADS + head) * PAGE + key % PAGE
-    element = place[:, None] * DIM + dim[None, :]
-    readable = there[:, None] & (dim < DIM)[None, :]
-    keys = tl.load(k + element, readable, 0.0).to(q.dtype)
-    score = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-    if SCALED:
-        score *= tl.load(k_scale + place, there, 0.0)[None, :]
-    if CAPPED:
-        score = cap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * LOG2E / cap))))
-    else:
-        score *= LOG2E
-    if MASKED:
-        seen = key[None, :] <= position[:, None]
-        if WINDOWED:
-            seen = seen & (key[None, :] > position[:, None] - window)
-        score = tl.where(seen, score, MASKED_SCORE)
-    peak = tl.maximum(top, tl.max(score, 1))
-    decay = tl.exp2(top - peak)
-    weight = tl.exp2(score - peak[:, None])
-    total = total * decay + tl.sum(weight, 1)
-    if SCALED:
-        weight *= tl.load(v_scale + place, there, 0.0)[None, :]
-    values = tl.load(v + element, readable, 0.0).to(q.dtype)
-    acc = tl.dot(weight.to(q.dtype), values, acc * decay[:, None], input_precision="ieee")
-    return acc, peak, total
+    """Brings the running softmax of M query rows forward, block of keys by block: acc, top, total."""
+    dim = tl.arange(0, BLOCK_V)
+    for first in range(begin, end, BLOCK_N):
+        key = first + tl.arange(0, BLOCK_N)
+        there = key < stop
+        page = tl.load(table + key // PAGE, there, 0).to(tl.int64)
+        place = (page * KV_HEADS + head) * PAGE + key % PAGE
+        element = place[:, None] * DIM + dim[None, :]
+        readable = there[:, None] & (dim < VALUE)[None, :]
+        keys = tl.load(k + element, readable, 0.0).to(q.dtype)
+        score = tl.dot(q, tl.trans(keys), input_precision="ieee")
+        if BLOCK_R > 0:
+            rest = VALUE + tl.arange(0, BLOCK_R)
+            shared = tl.load(k + place[:, None] * DIM + rest[None, :], there[:, None] & (rest < DIM)[None, :], 0.0)
+            score = tl.dot(more, tl.trans(shared.to(q.dtype)), score, input_precision="ieee")
+        score *= scale
+        if SCALED:
+            score *= tl.load(k_scale + place, there, 0.0)[None, :]
+        if CAPPED:
+            score = cap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * LOG2E / cap))))
+        else:
+            score *= LOG2E
+        if MASKED:
+            seen = key[None, :] <= position[:, None]
+            if WINDOWED:
+                seen = seen & (key[None, :] > position[:, None] - window)
+            score = tl.where(seen, score, MASKED_SCORE)
+        peak = tl.maximum(top, tl.max(score, 1))
+        decay = tl.exp2(top - peak)
+        weight = tl.exp2(score - peak[:, None])
+        top = peak
+        total = total * decay + tl.sum(weight, 1)
+        if SCALED:
+            weight *= tl.load(v_scale + place, there, 0.0)[None, :]
+        if BLOCK_R > 0:
+            values = keys
+        else:
+            values = tl.load(v + element, readable, 0.0).to(q.dtype)
+        acc = tl.dot(weight.to(q.dtype), values, acc * decay[:, None], input_precision="ieee")
+    return acc, top, total
+
+
+@triton.jit
+def _tile(tile: Pointer, cu_q: Pointer, seq_lens: Pointer) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]:
+    """Its row, first token and number; where the row starts, how many tokens it has, and how many came before."""
+    row, first, number = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    start = tl.load(cu_q + row)
+    num_tokens = tl.load(cu_q + row + 1) - start
+    return row, first, number, start, num_tokens, tl.load(seq_lens + row) - num_tokens
+
+
+@triton.jit
+def _members(
+    first: Scalar, num_tokens: Scalar, group: Scalar, GROUP: tl.constexpr, BLOCK_M: tl.constexpr
+) -> tuple[Block, Block, Block, Scalar]:
+    """The rows of a tile: their tokens and heads, which of them there are, and the last token."""
+    last = tl.minimum(first + BLOCK_M // GROUP, num_tokens) - 1
+    member = tl.arange(0, BLOCK_M)
+    valid = first + member // GROUP <= last
+    return tl.minimum(first + member // GROUP, last), group * GROUP + member % GROUP, valid, last
 
 
 @triton.jit
 def _queries(
     q: Pointer,
-    start: Scalar,
-    token: Block,
-    head: Block,
+    place: Block,  # [M], of the heads' queries
     valid: Block,
-    token_stride: Scalar,
-    head_stride: Scalar,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    FIRST: tl.constexpr,
+    STOP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> Block:
-    """The query rows of a tile ``[M, D]`` in the dtype of the products (the interpreter has no bfloat16)."""
-    dim = tl.arange(0, BLOCK_D)
-    place = (start + token).to(tl.int64) * token_stride + head * head_stride
-    rows = tl.load(q + place[:, None] + dim[None, :], valid[:, None] & (dim < DIM)[None, :], 0.0)
+    """Numbers FIRST to STOP of the query rows of a tile, in the dtype of the products (the interpreter has no
+    bfloat16)."""
+    dim = FIRST + tl.arange(0, BLOCK)
+    rows = tl.load(q + place[:, None] + dim[None, :], valid[:, None] & (dim < STOP)[None, :], 0.0)
     if INTERPRETED and rows.dtype == tl.bfloat16:
         rows = rows.to(tl.float32)
     return rows
 
 
-@triton.jit
+@bound
+@triton.jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     q: Pointer,
     k: Pointer,
@@ -134,30 +172,30 @@ def _prefill_kernel(
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
+    VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ) -> None:
-    """One tile of queries of one KV head, over all keys that it sees."""
-    kv_head = tl.program_id(1)
-    row, first = tl.load(tiles + tl.program_id(0) * 3), tl.load(tiles + tl.program_id(0) * 3 + 1)
-    start = tl.load(cu_q + row)
-    num_tokens = tl.load(cu_q + row + 1) - start
-    past = tl.load(seq_lens + row) - num_tokens
-    last = tl.minimum(first + BLOCK_M // GROUP, num_tokens) - 1
-    member = tl.arange(0, BLOCK_M)
-    valid = first + member // GROUP <= last
-    token = tl.minimum(first + member // GROUP, last)
-    head = kv_head * GROUP + member % GROUP
-    queries = _queries(q, start, token, head, valid, token_stride, head_stride, DIM, BLOCK_D)
+    """One tile of queries of one group of heads, over all keys that it sees."""
+    row, first, _number, start, num_tokens, past = _tile(tiles + tl.program_id(0) * 3, cu_q, seq_lens)
+    token, head, valid, last = _members(first, num_tokens, tl.program_id(1), GROUP, BLOCK_M)
+    where = (start + token).to(tl.int64) * token_stride + head * head_stride
+    queries = _queries(q, where, valid, 0, VALUE, BLOCK_V)
+    more = queries
+    if BLOCK_R > 0:
+        more = _queries(q, where, valid, VALUE, DIM, BLOCK_R)
     position = past + token
     stop = past + last + 1
+    kv_head = tl.program_id(1) % KV_HEADS
 
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     if SINKS:
         top = tl.maximum(tl.load(sinks + head) * LOG2E, LEAST_SCORE)
         total = tl.full([BLOCK_M], 1.0, tl.float32)
@@ -168,86 +206,57 @@ def _prefill_kernel(
     if WINDOWED:
         begin = tl.maximum(past + first - window + 1, 0) // BLOCK_N * BLOCK_N
     else:
-        begin = (past + first + 1) // BLOCK_N * BLOCK_N
-        for at in range(0, begin, BLOCK_N):  # all of these blocks is seen by all queries
-            acc, top, total = _attend(
-                queries,
-                acc,
-                top,
-                total,
-                position,
-                k,
-                v,
-                k_scale,
-                v_scale,
-                table,
-                kv_head,
-                at,
-                stop,
-                scale,
-                cap,
-                window,
-                False,
-                False,
-                CAPPED,
-                SCALED,
-                KV_HEADS,
-                PAGE,
-                DIM,
-                BLOCK_D,
-                BLOCK_N,
-            )
-    for at in range(begin, stop, BLOCK_N):
+        begin = (past + first + 1) // BLOCK_N * BLOCK_N  # all before is seen by all queries
         acc, top, total = _attend(
-            queries,
-            acc,
-            top,
-            total,
-            position,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            table,
-            kv_head,
-            at,
-            stop,
-            scale,
-            cap,
-            window,
-            True,
-            WINDOWED,
-            CAPPED,
-            SCALED,
-            KV_HEADS,
-            PAGE,
-            DIM,
-            BLOCK_D,
-            BLOCK_N,
+            *(queries, more, acc, top, total, position, k, v, k_scale, v_scale, table, kv_head, 0, begin, stop),
+            *(scale, cap, window, False, False, CAPPED, SCALED),
+            *(KV_HEADS, PAGE, DIM, VALUE, BLOCK_V, BLOCK_R, BLOCK_N),
         )
+    acc, top, total = _attend(
+        *(queries, more, acc, top, total, position, k, v, k_scale, v_scale, table, kv_head, begin, stop, stop),
+        *(scale, cap, window, True, WINDOWED, CAPPED, SCALED),
+        *(KV_HEADS, PAGE, DIM, VALUE, BLOCK_V, BLOCK_R, BLOCK_N),
+    )
     answer = acc / total[:, None]
-    dim = tl.arange(0, BLOCK_D)
-    place = ((start + token).to(tl.int64) * (KV_HEADS * GROUP) + head) * DIM
-    written = valid[:, None] & (dim < DIM)[None, :]
+    dim = tl.arange(0, BLOCK_V)
+    place = ((start + token).to(tl.int64) * HEADS + head) * VALUE
+    written = valid[:, None] & (dim < VALUE)[None, :]
     tl.store(out + place[:, None] + dim[None, :], answer.to(out.dtype.element_ty), written)
 
 
 @triton.jit
-def _split_size(seq_len: Scalar, SPLITS: tl.constexpr) -> Scalar:
-    size = seq_len * 0 + FIRST_SPLIT
-    while size * SPLITS < seq_len:
-        size *= 2
-    return size
+def _together(
+    row: Scalar,
+    split: Scalar,
+    shares: Pointer,
+    order: Pointer,
+    rows: Scalar,
+    TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> tuple[Scalar, Scalar, Block, Block]:
+    """Whether a row's tile computes a split with others, whether another tile does it for this one, and the rows that
+    share the tile, of BLOCK_M // (TOKENS * GROUP) rows: which, and whether they take part."""
+    ROWS: tl.constexpr = BLOCK_M // (TOKENS * GROUP)
+    shared, place, rank = tl.load(shares + row * 4), tl.load(shares + row * 4 + 1), tl.load(shares + row * 4 + 2)
+    together, member = split < shared, tl.arange(0, BLOCK_M) // (TOKENS * GROUP)
+    mine = tl.load(order + place + member, (member < ROWS) & (place + member < rows), -1)
+    takes_part = mine >= 0
+    mine = tl.maximum(mine, 0)
+    same_leader = tl.load(shares + mine * 4 + 3) == tl.load(shares + row * 4 + 3)
+    takes_part = takes_part & same_leader & (tl.load(shares + mine * 4) > split)
+    return together, together & (rank % ROWS > 0), mine, takes_part
 
 
-@triton.jit
+@bound
+@triton.jit(do_not_specialize=["table_stride", "rows"])
 def _split_kernel(
     q: Pointer,
     k: Pointer,
     v: Pointer,
     k_scale: Pointer,
     v_scale: Pointer,
-    parts: Pointer,  # float32 [N, H, SPLITS, D]
+    parts: Pointer,  # float32 [N, H, SPLITS, V]
     sums: Pointer,  # float32 [N, H, SPLITS, 2], the greatest score and the sum of weights
     tiles: Pointer,
     cu_q: Pointer,
@@ -259,80 +268,74 @@ def _split_kernel(
     scale: Scalar,
     cap: Scalar,
     window: Scalar,
+    shares: Pointer,
+    order: Pointer,
+    numbers: Pointer,
+    rows: Scalar,
+    SHARED: tl.constexpr,  # tokens of the rows that may share a tile, 0: none do
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
+    VALUE: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ) -> None:
-    """One tile of queries of one KV head, over the keys of one split."""
-    kv_head, split = tl.program_id(1), tl.program_id(2)
-    tile = tiles + tl.program_id(0) * 3
-    row, first, number = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    start = tl.load(cu_q + row)
-    num_tokens = tl.load(cu_q + row + 1) - start
-    seq_len = tl.load(seq_lens + row)
-    past = seq_len - num_tokens
-    last = tl.minimum(first + BLOCK_M // GROUP, num_tokens) - 1
-    size = _split_size(seq_len, SPLITS)
+    """One tile of queries of one group of heads, over the keys of one split. Those that share the split with other rows
+    are computed in one tile with them; a row's numbers are the same there."""
+    split = tl.program_id(2)
+    row, first, number, start, num_tokens, past = _tile(tiles + tl.program_id(0) * 3, cu_q, seq_lens)
+    token, head, valid, last = _members(first, num_tokens, tl.program_id(1), GROUP, BLOCK_M)
+    size = split_size(past + num_tokens, SPLITS)
     begin = split * size
     stop = tl.minimum(begin + size, past + last + 1)
     if WINDOWED:
         begin = tl.maximum(begin, tl.maximum(past + first - window + 1, 0) // BLOCK_N * BLOCK_N)
     if begin >= stop:
         return
-    member = tl.arange(0, BLOCK_M)
-    valid = first + member // GROUP <= last
-    token = tl.minimum(first + member // GROUP, last)
-    head = kv_head * GROUP + member % GROUP
-    queries = _queries(q, start, token, head, valid, token_stride, head_stride, DIM, BLOCK_D)
-    position = past + token
+    position, token = past + token, token + start
+    place = token - start - first + number
+    if SHARED > 0:
+        together, is_done, mine, takes_part = _together(row, split, shares, order, rows, SHARED, GROUP, BLOCK_M)
+        if is_done:
+            return
+        if together:
+            its_start, its_token = tl.load(cu_q + mine), tl.arange(0, BLOCK_M) % (SHARED * GROUP) // GROUP
+            count = tl.load(cu_q + mine + 1) - its_start
+            valid = takes_part & (its_token < count)
+            its_token = tl.minimum(its_token, count - 1)
+            position, token = tl.load(seq_lens + mine) - count + its_token, its_start + its_token
+            place = tl.load(numbers + mine) + its_token
+    where = token.to(tl.int64) * token_stride + head * head_stride
+    queries = _queries(q, where, valid, 0, VALUE, BLOCK_V)
+    more = queries
+    if BLOCK_R > 0:
+        more = _queries(q, where, valid, VALUE, DIM, BLOCK_R)
 
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     top = tl.full([BLOCK_M], LEAST_SCORE, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    table = tables + row.to(tl.int64) * table_stride
-    for at in range(begin, stop, BLOCK_N):
-        acc, top, total = _attend(
-            queries,
-            acc,
-            top,
-            total,
-            position,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            table,
-            kv_head,
-            at,
-            stop,
-            scale,
-            cap,
-            window,
-            True,
-            WINDOWED,
-            CAPPED,
-            SCALED,
-            KV_HEADS,
-            PAGE,
-            DIM,
-            BLOCK_D,
-            BLOCK_N,
-        )
-    dim = tl.arange(0, BLOCK_D)
-    place = ((number + token - first).to(tl.int64) * (KV_HEADS * GROUP) + head) * SPLITS + split
-    tl.store(parts + place[:, None] * DIM + dim[None, :], acc, valid[:, None] & (dim < DIM)[None, :])
+    table, kv_head = tables + row.to(tl.int64) * table_stride, tl.program_id(1) % KV_HEADS
+    acc, top, total = _attend(
+        *(queries, more, acc, top, total, position, k, v, k_scale, v_scale, table, kv_head, begin, stop, stop),
+        *(scale, cap, window, True, WINDOWED, CAPPED, SCALED),
+        *(KV_HEADS, PAGE, DIM, VALUE, BLOCK_V, BLOCK_R, BLOCK_N),
+    )
+    dim = tl.arange(0, BLOCK_V)
+    place = (place.to(tl.int64) * HEADS + head) * SPLITS + split
+    tl.store(parts + place[:, None] * VALUE + dim[None, :], acc, valid[:, None] & (dim < VALUE)[None, :])
     tl.store(sums + place * 2, top, valid)
     tl.store(sums + place * 2 + 1, total, valid)
 
 
+@bound
 @triton.jit
 def _merge_kernel(
     parts: Pointer,
@@ -346,22 +349,18 @@ def _merge_kernel(
     SINKS: tl.constexpr,
     WINDOWED: tl.constexpr,
     HEADS: tl.constexpr,
-    DIM: tl.constexpr,
+    VALUE: tl.constexpr,
     SPLITS: tl.constexpr,
     TOKENS: tl.constexpr,  # of a tile
-    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ) -> None:
     """The splits of one head of a tile's tokens, one token after the other."""
     head = tl.program_id(1)
-    tile = tiles + tl.program_id(0) * 3
-    row, first, number = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    start = tl.load(cu_q + row)
-    num_tokens = tl.load(cu_q + row + 1) - start
-    seq_len = tl.load(seq_lens + row)
-    size = _split_size(seq_len, SPLITS)
-    split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
+    _row, first, number, start, num_tokens, past = _tile(tiles + tl.program_id(0) * 3, cu_q, seq_lens)
+    size = split_size(past + num_tokens, SPLITS)
+    split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_V)
     for token in range(first, tl.minimum(first + TOKENS, num_tokens)):
-        position = seq_len - num_tokens + token
+        position = past + token
         there = split <= position // size
         if WINDOWED:
             there = there & (split >= tl.maximum(position - window + 1, 0) // size)
@@ -375,10 +374,10 @@ def _merge_kernel(
         total = tl.sum(weight * totals, 0)
         if SINKS:
             total += tl.exp2(tl.load(sinks + head) * LOG2E - peak)
-        part = tl.load(parts + place[:, None] * DIM + dim[None, :], there[:, None] & (dim < DIM)[None, :], 0.0)
+        part = tl.load(parts + place[:, None] * VALUE + dim[None, :], there[:, None] & (dim < VALUE)[None, :], 0.0)
         answer = tl.sum(part * weight[:, None], 0) / total
-        where = ((start + token).to(tl.int64) * HEADS + head) * DIM + dim
-        tl.store(out + where, answer.to(out.dtype.element_ty), dim < DIM)
+        where = ((start + token).to(tl.int64) * HEADS + head) * VALUE + dim
+        tl.store(out + where, answer.to(out.dtype.element_ty), dim < VALUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,48 +403,92 @@ class Rules:
     sinks: Tensor | None  # float32 [H]
 
 
-def prefill_tokens(group: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Tokens of a prefill tile."""
-    return _prefill_rows(group, head_dim, dtype) // group
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of queries and of what they meet, and how tiles are cut for it."""
 
+    heads: int
+    kv_heads: int
+    dim: int  # of a key
+    value_dim: int  # of a value; if it is less, values are the beginnings of keys
+    dtype: torch.dtype
 
-def split_tokens(group: int) -> int:
-    """Tokens of a tile that is computed by splits."""
-    return _split_rows(group) // group
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Shape:
+        return cls(q.shape[1], k.shape[1], q.shape[2], v.shape[3], q.dtype)
+
+    @property
+    def is_latent(self) -> bool:
+        return self.value_dim < self.dim
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Query rows of a tile and keys of a block, fewer the more memory each takes."""
+        width = _padded(self.value_dim) * self.dtype.itemsize
+        return next((sizes for most, sizes in _ROOM if width <= most), _LEAST_ROOM)
+
+    @property
+    def group(self) -> int:
+        """Heads of a tile: all that share a KV head, or an even share of them if a tile has no room for all."""
+        group = self.heads // self.kv_heads
+        return next(size for size in range(min(group, self.room[0]), 0, -1) if group % size == 0)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Of a tile."""
+        return self.room[0] // self.group
+
+    @property
+    def split_rows(self) -> int:
+        return max(_MIN_ROWS, _power_of_2(self.group))
+
+    @property
+    def split_tokens(self) -> int:
+        """Of a tile that is computed by splits."""
+        return self.split_rows // self.group
+
+    @property
+    def splits(self) -> int:
+        """The most of a row: as many as give one row of one token enough programs."""
+        most = 32 if self.value_dim > MAX_HEAD_DIM else 64  # one program holds all sums
+        return min(max(_power_of_2(_PROGRAMS * self.group // self.heads), 4), most)
 
 
 def prefill(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, out: Tensor) -> None:
-    """Attends the tokens of ``tiles``, int32 [N, 3], of q ``[T, H, D]`` and writes them to out, contiguous."""
-    group, dim = q.shape[1] // pages.k.shape[1], q.shape[2]
-    rows = _prefill_rows(group, dim, q.dtype)
-    _prefill_kernel[(len(tiles), pages.k.shape[1])](
+    """Attends the tokens of ``tiles``, int32 [N, 3], of q ``[T, H, D]`` and writes them to out ``[T, H, Dv]``,
+    contiguous."""
+    shape = Shape.of(q, pages.k, pages.v)
+    rows, _ = shape.room
+    _prefill_kernel[(len(tiles), shape.heads // shape.group)](
         *(q, *_cache(q, pages), q if rules.sinks is None else rules.sinks, out),
         *(tiles, *_lengths(q, pages), *_numbers(rules)),
         SINKS=rules.sinks is not None,
-        **_variant(q, pages, rules),
+        **_variant(shape, pages, rules),
         BLOCK_M=rows,
-        BLOCK_N=_keys(dim, q.dtype),
-        num_warps=8 if rows >= 128 else 4,
+        num_warps=_warps(shape, rows),
         num_stages=2,
     )
 
 
-def decode(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, num_tokens: int, out: Tensor) -> None:
+def decode(
+    q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, num_tokens: int, sharing: Sharing | None, out: Tensor
+) -> None:
     """As `prefill`, for rows of few tokens, ``num_tokens`` altogether: the keys are split among programs."""
-    kv_heads, (_, heads, dim) = pages.k.shape[1], q.shape
-    splits = _num_splits(kv_heads)
-    parts = torch.empty(num_tokens, heads, splits, dim, dtype=torch.float32, device=q.device)
+    shape = Shape.of(q, pages.k, pages.v)
+    heads, value_dim, splits, rows = shape.heads, shape.value_dim, shape.splits, shape.split_rows
+    parts = torch.empty(num_tokens, heads, splits, value_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(num_tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
-    rows = _split_rows(heads // kv_heads)
     longest = pages.table.shape[1] * pages.k.shape[2]
-    _split_kernel[(len(tiles), kv_heads, min(splits, triton.cdiv(longest, FIRST_SPLIT.value)))](
+    _split_kernel[(len(tiles), heads // shape.group, min(splits, triton.cdiv(longest, FIRST_SPLIT.value)))](
         *(q, *_cache(q, pages), parts, sums, tiles, *_lengths(q, pages), *_numbers(rules)),
-        **_variant(q, pages, rules),
+        *((tiles, tiles, tiles) if sharing is None else (sharing.shares, sharing.order, sharing.numbers)),
+        len(pages.seq_lens),
+        SHARED=0 if sharing is None else sharing.tokens,
+        **_variant(shape, pages, rules),
         SPLITS=splits,
         BLOCK_M=rows,
-        BLOCK_N=_keys(dim, q.dtype),
-        num_warps=4,
-        num_stages=3,
+        num_warps=_warps(shape, rows),
+        num_stages=2 if shape.is_latent else 3,
     )
     _merge_kernel[(len(tiles), heads)](
         *(parts, sums, q if rules.sinks is None else rules.sinks, out),
@@ -453,10 +496,10 @@ def decode(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, num_tokens: int
         SINKS=rules.sinks is not None,
         WINDOWED=rules.window is not None,
         HEADS=heads,
-        DIM=dim,
+        VALUE=value_dim,
         SPLITS=splits,
-        TOKENS=rows // (heads // kv_heads),
-        BLOCK_D=_padded(dim),
+        TOKENS=shape.split_tokens,
+        BLOCK_V=_padded(value_dim),
         num_warps=4,
     )
 
@@ -474,44 +517,29 @@ def _numbers(rules: Rules) -> tuple[float, float, int]:
     return rules.scale, rules.softcap or 1.0, rules.window or 0
 
 
-def _variant(q: Tensor, pages: Pages, rules: Rules) -> dict[str, Any]:
-    _, kv_heads, page_size, dim = pages.k.shape
+def _variant(shape: Shape, pages: Pages, rules: Rules) -> dict[str, Any]:
     return {
         "WINDOWED": rules.window is not None,
         "CAPPED": rules.softcap is not None,
         "SCALED": pages.k_scale is not None,
-        "GROUP": q.shape[1] // kv_heads,
-        "KV_HEADS": kv_heads,
-        "PAGE": page_size,
-        "DIM": dim,
-        "BLOCK_D": _padded(dim),
+        "HEADS": shape.heads,
+        "GROUP": shape.group,
+        "KV_HEADS": shape.kv_heads,
+        "PAGE": pages.k.shape[2],
+        "DIM": shape.dim,
+        "VALUE": shape.value_dim,
+        "BLOCK_V": _padded(shape.value_dim),
+        "BLOCK_R": _padded(shape.dim - shape.value_dim) if shape.is_latent else 0,
+        "BLOCK_N": shape.room[1],
     }
+
+
+def _warps(shape: Shape, rows: int) -> int:
+    return 8 if rows >= 128 or rows * _padded(shape.value_dim) >= 64 * 512 else 4
 
 
 def _padded(dim: int) -> int:
     return max(16, _power_of_2(dim))
-
-
-def _is_wide(dim: int, dtype: torch.dtype) -> bool:
-    """Whether a row of a tile takes so much memory that tiles must be small."""
-    return _padded(dim) * dtype.itemsize > 256
-
-
-def _prefill_rows(group: int, dim: int, dtype: torch.dtype) -> int:
-    return max(64 if _is_wide(dim, dtype) else 128, _power_of_2(group))
-
-
-def _split_rows(group: int) -> int:
-    return max(_MIN_ROWS, _power_of_2(group))
-
-
-def _keys(dim: int, dtype: torch.dtype) -> int:
-    return 32 if _is_wide(dim, dtype) else 64
-
-
-def _num_splits(kv_heads: int) -> int:
-    """The most splits of a row: as many as give one row of one token enough programs."""
-    return min(max(_power_of_2(_PROGRAMS // kv_heads), 4), 64)
 
 
 def _power_of_2(x: int) -> int:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.triton.device import Block, Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 
 _HEADS = 8  # of one program
 
@@ -23,6 +24,7 @@ def _rounded(x: Block, pages: Pointer, GREATEST: tl.constexpr) -> tuple[Block, B
     return value.to(pages.dtype.element_ty), scale
 
 
+@bound
 @triton.jit
 def _store_kernel(
     k: Pointer,
@@ -37,6 +39,7 @@ def _store_kernel(
     v_token_stride: Scalar,
     v_head_stride: Scalar,
     GREATEST: tl.constexpr,  # the greatest number of the pages' dtype, 0: keys and values are kept as they are
+    VALUES: tl.constexpr,  # whether values are kept, too, or are the beginnings of keys
     KV_HEADS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
@@ -52,14 +55,16 @@ def _store_kernel(
     place = (location // PAGE * KV_HEADS + head) * PAGE + location % PAGE
     element = place[:, None] * DIM + dim[None, :]
     keys = tl.load(k + token * k_token_stride + head[:, None] * k_head_stride + dim[None, :], inside, 0.0)
-    values = tl.load(v + token * v_token_stride + head[:, None] * v_head_stride + dim[None, :], inside, 0.0)
     if GREATEST > 0:
         keys, scale = _rounded(keys.to(tl.float32), k_pages, GREATEST)
         tl.store(k_scale + place, scale, head < KV_HEADS)
-        values, scale = _rounded(values.to(tl.float32), v_pages, GREATEST)
-        tl.store(v_scale + place, scale, head < KV_HEADS)
     tl.store(k_pages + element, keys, inside)
-    tl.store(v_pages + element, values, inside)
+    if VALUES:
+        values = tl.load(v + token * v_token_stride + head[:, None] * v_head_stride + dim[None, :], inside, 0.0)
+        if GREATEST > 0:
+            values, scale = _rounded(values.to(tl.float32), v_pages, GREATEST)
+            tl.store(v_scale + place, scale, head < KV_HEADS)
+        tl.store(v_pages + element, values, inside)
 
 
 def store_at(
@@ -71,7 +76,8 @@ def store_at(
     v_scale: Tensor | None,
     out_loc: Tensor,
 ) -> None:
-    """Writes k and v ``[T, Hkv, D]`` to ``out_loc``, int64 [T]: page * page_size + offset.
+    """Writes k and v ``[T, Hkv, D]`` to ``out_loc``, int64 [T]: page * page_size + offset. Of pages whose values are
+    the beginnings of their keys, only k.
 
     With scales, float32 ``[num_pages, Hkv, page_size]``, they are rounded so that the greatest number of a token and
     head is the greatest of the pages' dtype.
@@ -82,6 +88,7 @@ def store_at(
         _store_kernel[(len(out_loc), triton.cdiv(kv_heads, heads))](
             *(k, v, k_pages, v_pages, k if k_scale is None else k_scale, v if v_scale is None else v_scale, out_loc),
             *(k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+            VALUES=v_pages.shape[3] == dim,
             GREATEST=0.0 if k_scale is None else greatest(k_pages.dtype),
             KV_HEADS=kv_heads,
             PAGE=page_size,

@@ -151,17 +151,69 @@ class BatchPrefillWithPagedKVCacheWrapper(Paged):
         return torch.cat(rows)
 
 
+class BatchMLAPagedAttentionWrapper(Paged):
+    def __init__(
+        self,
+        float_workspace_buffer: Tensor,
+        use_cuda_graph: bool = False,
+        qo_indptr: Tensor | None = None,
+        kv_indptr: Tensor | None = None,
+        kv_indices: Tensor | None = None,
+        kv_len_arr: Tensor | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(float_workspace_buffer, "HND", use_cuda_graph, qo_indptr, kv_indptr, kv_len_arr, kv_indices)
+
+    def plan(
+        self,
+        qo_indptr: Tensor,
+        kv_indptr: Tensor,
+        kv_indices: Tensor,
+        kv_len_arr: Tensor,
+        num_heads: int,
+        head_dim_ckv: int,
+        head_dim_kpe: int,
+        page_size: int,
+        causal: bool,
+        sm_scale: float,
+        q_data_type: torch.dtype,
+        kv_data_type: torch.dtype,
+        use_profiler: bool = False,
+    ) -> None:
+        assert causal and q_data_type == kv_data_type
+        options = {"sm_scale": sm_scale, "logits_soft_cap": None, "window_left": -1, "dtype": q_data_type}
+        self.set(
+            [qo_indptr, kv_indptr, kv_len_arr, kv_indices], (num_heads, head_dim_ckv, head_dim_kpe, page_size), options
+        )
+
+    def run(self, q_nope: Tensor, q_pe: Tensor, ckv_cache: Tensor, kpe_cache: Tensor) -> Tensor:
+        heads, ckv, kpe, page_size = self.shape
+        assert q_nope.shape[1:] == (heads, ckv) and q_pe.shape[1:] == (heads, kpe)
+        assert ckv_cache.shape[1:] == (page_size, ckv) and kpe_cache.shape[1:] == (page_size, kpe)
+        assert {x.dtype for x in (q_nope, q_pe, ckv_cache, kpe_cache)} == {self.options["dtype"]}
+        queries, starts, lens, indices = self.buffers
+        q, k = torch.cat((q_nope, q_pe), -1), torch.cat((ckv_cache, kpe_cache), -1)[:, None]
+        rows = []
+        for n, length in enumerate(lens.tolist()):
+            pages = indices[starts[n] : starts[n + 1]]
+            last = length - (len(pages) - 1) * page_size
+            rows.append(attend(q[queries[n] : queries[n + 1]], k, k, pages, last, True, self.options)[..., :ckv])
+        return torch.cat(rows)
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``import flashinfer`` find this."""
-    decode, prefill = ModuleType("flashinfer.decode"), ModuleType("flashinfer.prefill")
+    decode, prefill, mla = (ModuleType(f"flashinfer.{name}") for name in ("decode", "prefill", "mla"))
     decode.__dict__.update(
         BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan=fast_decode_plan
     )
+    mla.__dict__["BatchMLAPagedAttentionWrapper"] = BatchMLAPagedAttentionWrapper
     prefill.__dict__["BatchPrefillWithPagedKVCacheWrapper"] = BatchPrefillWithPagedKVCacheWrapper
     for name, module in (
         ("flashinfer", ModuleType("flashinfer")),
         (decode.__name__, decode),
         (prefill.__name__, prefill),
+        (mla.__name__, mla),
     ):
         monkeypatch.setitem(sys.modules, name, module)
     for name in ("sgl.kernels.flashinfer.attention", "sgl.engine.attn.flashinfer"):

@@ -109,8 +109,12 @@ def test_flashinfer_takes_what_is_passed() -> None:
     """The signatures that the stand-in of the other tests imitates."""
     import inspect
 
-    from flashinfer import decode, prefill
+    from flashinfer import decode, mla, prefill
 
+    assert list(inspect.signature(mla.BatchMLAPagedAttentionWrapper.plan).parameters)[1:13] == [
+        *("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr", "num_heads", "head_dim_ckv", "head_dim_kpe"),
+        *("page_size", "causal", "sm_scale", "q_data_type", "kv_data_type"),
+    ]
     options = {"sm_scale", "window_left", "logits_soft_cap", "q_data_type", "kv_data_type"}
     for plan in (
         decode.BatchDecodeWithPagedKVCacheWrapper.plan,

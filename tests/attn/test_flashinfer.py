@@ -48,6 +48,9 @@ class NoOthers:
     def run(self, *_: object) -> torch.Tensor:
         raise NotImplementedError("the Triton kernels")
 
+    def graph_buffers(self, batch: object) -> NoOthers:
+        return self
+
 
 @pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
 def test_equals_the_definition(backend: FlashInferBackend, case: Case) -> None:
@@ -90,4 +93,7 @@ def test_says_why_it_cannot_compute_a_layer(backend: FlashInferBackend) -> None:
     assert why_not([fits]) == ""
     assert "bfloat16" in why_not([replace(fits, dtype=torch.float32)])
     assert "dimensions" in why_not([fits, replace(fits, head_dim=80)])
+    latents = KVSpec("mla", 1, 576, torch.bfloat16, latent_dim=512)
+    assert why_not([latents]) == ""
+    assert "latents (MLA) of 512" in why_not([replace(latents, head_dim=320, latent_dim=256)])
     assert "--kv-cache-dtype" in why_not([replace(fits, quantized=torch.int8)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,6 +66,72 @@ def test_a_row_answers_the_same_in_any_batch(backend: TritonBackend, new: list[i
         assert torch.equal(attend(backend, scene.alone(row)), got[start : start + new[row]])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("one token", [1] * 5, [600, 530, 20, 700, 512], heads=8, kv_heads=2, shared=512),
+        Case("drafts", [2] * 3, [300, 290, 280], heads=4, kv_heads=1, page_size=48, shared=288, quantized=torch.int8),
+        Case("more than fit a tile", [1] * 4, [270, 300, 280, 260], heads=7, kv_heads=1, shared=256),
+    ],
+    ids=lambda case: case.name,
+)
+def test_a_prefix_in_common_changes_no_bit(backend: TritonBackend, case: Case) -> None:
+    scene = stored(case, torch.float16)
+    got = attend(backend, scene)
+    assert error(got, scene.truth(), torch.float16) <= 1
+    for row, start in enumerate(scene.batch.cu_q[:-1].tolist()):
+        assert torch.equal(attend(backend, scene.alone(row)), got[start : start + case.new[row]])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_finds_who_begins_alike(backend: TritonBackend, seed: int) -> None:
+    """Against lists of pages: how many whole splits a row has in common with the first one that begins as it does."""
+    from sgl.kernels.triton.attention_shared import find_sharing
+
+    rng, splits, page_size, most = random.Random(seed), 4, (1, 16, 48)[seed % 3], 4
+    new = [rng.choice([0, 1, 1, 2, 4, 5]) for _ in range(rng.choice([3, 9, 140]))]
+    lengths = [count + rng.choice([0, 200, 256, 600, 1000, 1030, 1500]) for count in new]
+    heads = [rng.sample(range(4000), 1600 // page_size + 1) for _ in range(3)]
+    tables = []
+    for row, _ in enumerate(new):
+        head, kept = rng.choice(heads), rng.choice([0, 300, 700, 2000]) // page_size
+        tables.append(head[:kept] + [10_000 + 2000 * row + n for n in range(len(head) - min(kept, len(head)))])
+    cu_q, seq_lens = torch.tensor([0, *new]).cumsum(0).int(), torch.tensor(lengths).int()
+    found = find_sharing(torch.tensor(tables).int(), cu_q, seq_lens, page_size, splits, most, cu_q)
+    wanted = begins_alike(tables, new, lengths, page_size, splits, most)
+    order = found.order.tolist()
+    for row, (shared, leader) in enumerate(wanted):
+        assert found.shares[row, 0].item() == shared and found.shares[row, 3].item() == leader
+        if leader >= 0:
+            place, rank = found.shares[row, 1:3].tolist()
+            assert order[place] == row and order[place - rank] == leader
+            assert all(wanted[other][1] == leader for other in order[place - rank : place])
+            assert [wanted[other][0] for other in order[place - rank : place]] >= [shared] * rank
+    assert sorted(row for row in order if row >= 0) == [row for row, (_, leader) in enumerate(wanted) if leader >= 0]
+
+
+def begins_alike(
+    tables: list[list[int]], new: list[int], lengths: list[int], page_size: int, splits: int, most: int
+) -> list[tuple[int, int]]:
+    """Shared splits and leader of every row."""
+    sizes = [next(256 << n for n in range(20) if (256 << n) * splits >= length) for length in lengths]
+    pasts = [length - count for count, length in zip(new, lengths, strict=True)]
+    takes = [0 < count <= most and past >= size for count, past, size in zip(new, pasts, sizes, strict=True)]
+    rows = range(len(new))
+    leaders, shared = [-1] * len(new), [0] * len(new)
+    for row in rows:
+        if takes[row]:
+            same = (o for o in rows if takes[o] and sizes[o] == sizes[row] and tables[o][0] == tables[row][0])
+            leaders[row] = leader = next(same)
+            pairs = zip(tables[row], tables[leader], strict=True)
+            common = next((n for n, (a, b) in enumerate(pairs) if a != b), len(tables[row])) * page_size
+            shared[row] = min(pasts[row], pasts[leader], common) // sizes[row]
+    for row in rows:
+        if leaders[row] == row:
+            shared[row] = max([shared[o] for o in rows if o != row and leaders[o] == row], default=0)
+    return list(zip(shared, leaders, strict=True))
+
+
 def test_verification_answers_as_decoding_does(backend: TritonBackend) -> None:
     """Drafts in a row do not change what a token before them sees, bit by bit."""
     case = Case("", [4], [254], heads=2, kv_heads=1)
@@ -109,9 +176,16 @@ def test_numbers_that_are_not_finite_show_in_a_quantised_cache(backend: TritonBa
     assert k_scale.tolist() == [[True, False], [True, True]] and v_scale.tolist() == [[True, True], [False, True]]
 
 
-@pytest.mark.parametrize("index", [0, 6], ids=["decode", "verification"])
-def test_a_graph_answers_as_a_step_does(backend: TritonBackend, index: int) -> None:
-    case = replace(CASES[index], new=CASES[index].new[:2], past=CASES[index].past[:2], heads=1, kv_heads=1)
+GRAPHS = (
+    Case("decode", [1, 1], [0, 15], heads=1, kv_heads=1),
+    Case("verification", [5, 5], [252, 7], heads=1, kv_heads=1, page_size=32),
+    Case("a prefix in common", [1, 1, 1], [300, 290, 270], heads=2, kv_heads=1, shared=256),
+    Case("latents", [1, 1], [31, 7], heads=2, kv_heads=1, dim=24, latent_dim=16),
+)
+
+
+@pytest.mark.parametrize("case", GRAPHS, ids=lambda case: case.name)
+def test_a_graph_answers_as_a_step_does(backend: TritonBackend, case: Case) -> None:
     scene = make_scene(case, torch.float32, CPU)
     assert error(replay(scene, backend, DEVICE), scene.truth(), torch.float32) <= 1
 
@@ -128,7 +202,13 @@ def test_a_model_answers_as_on_plain_torch(
         assert paged.greedy(prompts, 3, chunk=10) == wanted
 
 
-@pytest.mark.parametrize("cases", [["decode, sinks", "prefill, window"], pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ["decode, sinks", "prefill, window", "latents, mixed", "decode, a prefix in common"],
+        pytest.param([], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.timeout(900)
 def test_compiles_for_sm90(cases: list[str]) -> None:
     """In a process of its own, since Triton interprets in this one; without cases it compiles them all."""
@@ -136,7 +216,7 @@ def test_compiles_for_sm90(cases: list[str]) -> None:
     command = [sys.executable, "-m", "tests.attn.offline", *cases]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(kernel in done.stdout for kernel in ("_store", "_split", "_merge", "_prefill"))
+    assert all(kernel in done.stdout for kernel in ("_store", "_leader", "_rank", "_split", "_merge", "_prefill"))
 
 
 @pytest.mark.gpu

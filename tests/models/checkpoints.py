@@ -14,6 +14,7 @@ import torch
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2")
 MOE_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
+LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3")
 
 VOCAB_SIZE = 320
 BOS, EOS, IM_START, IM_END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
@@ -51,6 +52,24 @@ _EXPERTS = {
     "mlp_only_layers": [],
 }
 
+_LATENT = {
+    **_DECODER,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 28,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+}
+
 _ENCODER = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -80,6 +99,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**_DECODER, **_EXPERTS, "shared_expert_intermediate_size": 56},
     "qwen3_moe": {**_DECODER, **_EXPERTS, "head_dim": 24, "norm_topk_prob": True},
+    "deepseek_v2": {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 3.0},
+    "deepseek_v3": {**_LATENT, "num_nextn_predict_layers": 0},
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1},
     "xlm-roberta": {**_ENCODER, "max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1},
@@ -110,7 +131,7 @@ def make_checkpoint(
     """Writes a random checkpoint, a few hundred KB; returns the path.
 
     Args:
-        family: one of `FAMILIES` or `MOE_FAMILIES`, or an encoder.
+        family: one of `FAMILIES`, `MOE_FAMILIES` or `LATENT_FAMILIES`, or an encoder.
         dtype: of the stored tensors, also named in config.json.
         tied: overrides tie_word_embeddings.
         sharded: several safetensors files with an index.
@@ -194,4 +215,7 @@ def _random_model(family: str, fields: dict[str, Any], seed: int, head: str) -> 
                 parameter.copy_(noise * 0.1 + (0.0 if name.endswith("bias") else 1.0))
             else:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     return model

@@ -55,12 +55,7 @@ class Paged:
         num_pages = 1024 // page_size
         self.free = random.Random(0).sample(range(num_pages), num_pages)
         self._backend = choose_backend(backend, open_device("cpu"), self.model.kv_specs, page_size, kernels)
-        self.kv = [
-            KVLayer(
-                *(torch.full((num_pages, s.num_heads, page_size, s.head_dim), torch.nan, dtype=s.dtype) for _ in "kv")
-            )
-            for s in self.model.kv_specs
-        ]
+        self.kv = [KVLayer.make(spec, num_pages, page_size, _poison) for spec in self.model.kv_specs]
 
     def step(self, rows: Sequence[Row], q_lens: Sequence[int]) -> list[Tensor]:
         """Computes the next tokens of every row; float32 logits ``[q_len, V]`` of each."""
@@ -113,3 +108,10 @@ class Paged:
             logit_indices=torch.arange(len(places)),
             q_lens=tuple(q_lens),
         )
+
+
+def _poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """NaN; where the numbers are bytes, whose scales hold it, any."""
+    if dtype.itemsize == 1:
+        return torch.full(shape, 0x55, dtype=torch.int8).view(dtype)
+    return torch.full(shape, torch.nan, dtype=dtype)
