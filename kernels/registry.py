@@ -8,6 +8,7 @@ same name and signature. `bind` chooses one per op for a device, an instruction 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -131,6 +132,13 @@ def implementations(device: str = "cpu") -> Iterator[Impl]:
     _load(device)
     for op_impls in _OPS.values():
         yield from op_impls.values()
+
+
+def partner(fn: Callable[..., Any], op: str) -> Callable[..., Any]:
+    """The implementation of another op that has the name of ``fn``, its reference if there is none."""
+    own = inspect.unwrap(fn)
+    name = next((i.name for impls in _OPS.values() for i in impls.values() if i.fn is own), REFERENCE)
+    return _OPS[op].get(name, _OPS[op][REFERENCE]).fn
 
 
 def bind(device: str, isa: str, dtype: torch.dtype, overrides: Sequence[str] = ()) -> Kernels:

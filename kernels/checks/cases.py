@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sgl.kernels.checks import formats, moe, sampling
+from sgl.kernels.checks import formats, latent, moe, sampling
 from sgl.kernels.checks.case import Case, product, random
+from sgl.kernels.checks.stored import in_steps
 from sgl.kernels.ops.decode import Located
 from sgl.kernels.ops.linear import Form, QuantizedWeight
 
@@ -116,15 +117,6 @@ def _linear(form: Form, tokens: int, k: int, n: int, bias: bool) -> Case:
     return Case("linear", f"{form} {tokens}x{k}x{n}{'+b' if bias else ''}", run, result)
 
 
-def _rounded(x: Tensor, group: int) -> Tensor:
-    """Every group of a row in multiples of its greatest magnitude / 127; in float32, on which ties depend."""
-    parts = []
-    for part in torch.split(x.float(), group, 1):
-        step = part.abs().amax(1, keepdim=True) / 127
-        parts.append(torch.where(step > 0, (part / step).round().double() * step, 0.0))
-    return torch.cat(parts, 1)
-
-
 def _quantized(
     form: Form,
     bits: Literal[4, 8],
@@ -153,7 +145,7 @@ def _quantized(
         middle = torch.full((n, groups), most / 2) if points is None else points
         weight = (values.double() - middle[:, column].double()) * scales.double()[:, column]
         met = x if order is None else x[:, order]
-        return [prepared(x)], [product(_rounded(met, per_scale), weight, bias, form)]
+        return [prepared(x)], [product(in_steps(met, per_scale), weight, bias, form)]
 
     result = torch.float32 if form == "float32" else None
     odd = ("f16" if scale == torch.float16 else "") + ("o" if reordered else "")
@@ -341,6 +333,7 @@ CASES: list[Case] = [
     ),
     *(_rounding(*format[:2], rows, k) for format in QUANTIZED[::2] for rows, k in ((2, 64), (7, 100), (40, 5))),
     *formats.cases(),
+    *latent.cases(),
     *moe.cases(),
     *sampling.cases(),
     *_large(),

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from sgl.kernels.checks.case import Case, product, random
-from sgl.kernels.ops.linear import FP8_MAX, Activations, Float8Weight, Form, QuantizedWeight
+from sgl.kernels.checks.stored import in_fp8
+from sgl.kernels.ops.linear import Activations, Float8Weight, Form, QuantizedWeight
 
 Answer = tuple[list[Tensor], list[Tensor]]
 _FP8 = torch.float8_e4m3fn
 _WHOLE = 1 << 30
 _FORMS: tuple[Form, ...] = ("plain", "gated", "float32")
 _SHAPES = ((1, 64, 112), (2, 100, 6), (33, 320, 70), (0, 64, 16), (5, 200, 144))
+_INTEGERS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
+    *((4, 32, True), (4, 64, False), (4, 128, True)),
+    *((8, 16, False), (8, 32, False), (8, 128, True), (8, _WHOLE, False), (8, _WHOLE, True)),
+)
+"""Bits, inputs that share a scale, and whether there are zero points."""
+
 _FP8_FORMATS: tuple[tuple[tuple[int, int], Activations], ...] = (
     ((_WHOLE, _WHOLE), "none"),
     ((1, _WHOLE), "none"),
@@ -28,8 +35,8 @@ _FP8_FORMATS: tuple[tuple[tuple[int, int], Activations], ...] = (
 
 def cases() -> Iterator[Case]:
     for index, shape in enumerate(_SHAPES):
-        for bits, group, zeros in ((4, 32, True), (4, 64, False), (4, 128, True), (8, 32, False), (8, _WHOLE, False)):
-            yield _weight_only(_FORMS[(index + group) % 3], 4 if bits == 4 else 8, group, zeros, index == 2, *shape)
+        for bits, group, zeros in _INTEGERS:
+            yield _weight_only(_FORMS[(index + group // 4) % 3], bits, group, zeros, index == 2, *shape)
         for number, (block, activations) in enumerate(_FP8_FORMATS):
             yield _fp8(_FORMS[(index + number) % 3], block, activations, *shape)
     for rows in (1, 64, 2048):
@@ -85,20 +92,7 @@ def _fp8(
         got = fn(Float8Weight(values.clone(), scales, (height, width), activations, static), bias, form)(x)
         row, column = torch.arange(n) // height, torch.arange(k) // width
         weight = values.double() * scales.double()[row[:, None], column[None, :]]
-        return [got], [product(_in_fp8(x, activations, static), weight, bias, form)]
+        return [got], [product(in_fp8(x, activations, static), weight, bias, form)]
 
     shape = "x".join("all" if part == _WHOLE else str(part) for part in block)
     return Case("linear.fp8", f"{shape} {activations} {form} {tokens}x{k}x{n}", run, _result(form), large)
-
-
-def _in_fp8(x: Tensor, activations: Activations, static: float | None) -> Tensor:
-    """x in multiples of its scales, which are float32."""
-    if activations == "none":
-        return x.double()
-    parts = []
-    for part in torch.split(x.float(), 128 if activations == "block" else x.shape[1], 1):
-        peak = part.abs().amax(1, keepdim=True).clamp(min=1e-12)
-        scale = peak / FP8_MAX if static is None else torch.full_like(peak, static)
-        steps = (part / scale).clamp(-FP8_MAX, FP8_MAX).to(_FP8)
-        parts.append(steps.double() * scale.double())
-    return torch.cat(parts, 1)

@@ -22,6 +22,8 @@ def cases() -> Iterator[Case]:
     yield from (_argmax(*shape) for shape in ((1, 9000), (3, 40), (40, 8192)))
     yield from (_draw(*shape) for shape in ((1, 40), (2, 5000), (9, 300)))
     yield from (replace(case, large=True) for case in (_argmax(64, 151_936), _draw(64, 151_936)))
+    yield from (_logprobs(*shape) for shape in ((1, 9000, 0), (3, 40, 5), (40, 8192, 1), (2, 50, 50), (2, 4100, 40)))
+    yield replace(_logprobs(64, 151_936, 20), large=True)
     yield from (_mask(*shape) for shape in ((1, 9000), (3, 13), (6, 45), (80, 8192)))
     yield from (_outputs(*shape) for shape in ((1, 1), (5, 40)))
     yield from (_repetition(*shape) for shape in ((1, 1), (5, 40)))
@@ -35,6 +37,30 @@ def _argmax(rows: int, vocab_size: int) -> Case:
         return [logits.gather(1, places[:, None])[:, 0], peaks], [wanted, wanted]
 
     return Case("sample.argmax", f"{rows}x{vocab_size}", run, torch.float32)
+
+
+def _logprobs(rows: int, vocab_size: int, top: int) -> Case:
+    """Of three rows one has tokens that cannot come, and one tokens that are equally likely."""
+
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> Answer:
+        logits, token_ids = (random(rows, vocab_size) * 3).float(), torch.randint(0, vocab_size, (rows,))
+        logits[2::3, vocab_size // 4 : vocab_size // 2] = -torch.inf
+        logits[1::3, ::2] = 12.0
+        before = logits.clone()
+        found = fn(logits, token_ids, top)
+        assert torch.equal(logits, before) and all(len(set(ids)) == top for ids in found.top_ids.tolist())
+        exact = before.double().log_softmax(-1)
+        wanted = [exact.gather(1, token_ids[:, None])[:, 0], exact.sort(descending=True).values[:, :top]]
+        got = [
+            found.values,
+            found.top_values,
+            exact.gather(1, found.top_ids).float(),
+            found.at(before[:, 0], torch.arange(rows)),
+        ]
+        wanted += [wanted[1], exact[:, 0]]
+        return [x.nan_to_num(neginf=-99.0) for x in got], [x.nan_to_num(neginf=-99.0) for x in wanted]
+
+    return Case("sample.logprobs", f"{top} of {rows}x{vocab_size}", run, torch.float32)
 
 
 def _mask(rows: int, vocab_size: int) -> Case:

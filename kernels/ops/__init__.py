@@ -5,16 +5,19 @@ from sgl.kernels.ops import (
     decode,
     draw,
     embedding,
+    heads,
     kv,
     linear,
+    logprobs,
     moe,
     norm,
     penalty,
     quantize,
     random,
     rope,
+    routing,
     sampling,
 )
 
-__all__ = ["activation", "decode", "draw", "embedding", "kv", "linear", "moe", "norm", "penalty", "quantize"]
-__all__ += ["random", "rope", "sampling"]
+__all__ = ["activation", "decode", "draw", "embedding", "heads", "kv", "linear", "moe", "norm", "penalty", "quantize"]
+__all__ += ["logprobs", "random", "rope", "routing", "sampling"]

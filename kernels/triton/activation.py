@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Block, Pointer, Scalar, tanh
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv
 
 _BLOCK = 1024
@@ -24,6 +25,7 @@ def gelu_tanh(x: Block) -> Block:
     return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
+@bound
 @triton.jit
 def _gated_kernel(
     x: Pointer, out: Pointer, width: Scalar, row_stride: Scalar, SILU: tl.constexpr, BLOCK: tl.constexpr

@@ -14,6 +14,7 @@ from torch import Tensor
 from sgl.kernels.ops.penalty import Sequences
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Block, Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv
 
 _BLOCK = 1024
@@ -29,6 +30,7 @@ def _read(
     return tl.load(tokens + tl.load(slots + user) * max_len + place, counted, 0), counted
 
 
+@bound
 @triton.jit
 def _count_kernel(
     tokens: Pointer,
@@ -45,6 +47,7 @@ def _count_kernel(
     tl.atomic_add(counts + user * vocab_size + token, 1, counted)
 
 
+@bound
 @triton.jit
 def _take_kernel(
     logits: Pointer,
@@ -70,6 +73,7 @@ def _take_kernel(
     tl.store(place, tl.load(place, first) - taken, first)
 
 
+@bound
 @triton.jit
 def _repetition_kernel(
     logits: Pointer,
@@ -92,6 +96,7 @@ def _repetition_kernel(
     tl.store(place, tl.where(value > 0, value / penalty, value * penalty), first)
 
 
+@bound
 @triton.jit
 def _mask_kernel(
     logits: Pointer,

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _SPAN = 4096
 
 
+@bound
 @triton.jit
 def _spans_kernel(
     logits: Pointer, peaks: Pointer, places: Pointer, width: Scalar, row_stride: Scalar, SPAN: tl.constexpr
@@ -30,6 +32,7 @@ def _spans_kernel(
     tl.store(peaks + at, tl.where(found > 0, float("nan"), peak))
 
 
+@bound
 @triton.jit
 def _best_kernel(
     span_peaks: Pointer, span_places: Pointer, places: Pointer, peaks: Pointer, spans: Scalar, SPANS: tl.constexpr

@@ -16,6 +16,7 @@ from sgl.kernels.ops.draw import ONE_BITS, Filters
 from sgl.kernels.ops.random import GAMMA, LAST_SHIFT, MIX
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Block, Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import padded
 
 _ONE = tl.constexpr(1 << ONE_BITS)
@@ -166,6 +167,7 @@ def _find(
     return tl.minimum(found, width - 1)
 
 
+@bound
 @triton.jit
 def _draw_kernel(
     logits: Pointer,

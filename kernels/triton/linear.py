@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +50,23 @@ def linear(weight: Tensor, bias: Tensor | None, form: Form, allocate: Allocate =
     return Gated(plain) if form == "gated" else plain
 
 
-Inputs = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""What becomes of inputs before the product: they and their scales."""
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What becomes of inputs before a product."""
+
+    dtype: torch.dtype | None = None  # None: they stay as they are
+    group: int = 0  # inputs that share a scale; 0 for all of a row
+    static: float | None = None  # the scale of all inputs, which the scales of the weight hold already
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Inputs and their scales, if they have any of their own."""
+        if self.dtype is None:
+            return x.contiguous(), None
+        values, scales = quantize(x, self.dtype, self.group or x.shape[1], self.static)
+        return values, scales if self.static is None else None
+
+
+AS_THEY_ARE = Rounding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,7 @@ class PackedLinear:
     weight: PackedWeight
     bias: Tensor | None
     form: Form
-    inputs: Inputs
+    inputs: Rounding
     order: Tensor | None = None  # int64 [K], the input that stands at each place of the weight
 
     @property
@@ -75,24 +89,11 @@ class PackedLinear:
         return matmul(x, scales, self.weight, self.bias, dtype, self.form == "gated")
 
 
-def as_they_are(x: Tensor) -> tuple[Tensor, None]:
-    return x.contiguous(), None
-
-
-def in_steps(dtype: torch.dtype, group: int) -> Inputs:
-    """Inputs in eight bits, with a scale for every ``group``; 0 for one per row."""
-    return lambda x: quantize(x, dtype, group or x.shape[1])
-
-
-def in_static_steps(scale: float) -> Inputs:
-    return lambda x: (quantize(x, torch.float8_e4m3fn, x.shape[1], scale)[0], None)
-
-
 @impl("linear.quantized", "triton", device="cuda", dtypes=_HALF, priority=20)
 def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh) -> LinearFn:
     packed = _pack_integers(weight)
     group = weight.group if weight.bits == 4 and weight.group < weight.values.shape[1] else 0
-    return PackedLinear(packed, bias, form, in_steps(torch.int8, group), weight.order)
+    return PackedLinear(packed, bias, form, Rounding(torch.int8, group), weight.order)
 
 
 @impl("linear.weight_only", "triton", device="cuda", dtypes=_HALF, priority=20)
@@ -101,7 +102,7 @@ def linear_weight_only(
 ) -> LinearFn:
     if (weight.bits == 8 and weight.zeros is not None) or not _fits(weight.group, weight.values.shape[1]):
         return reference.linear_weight_only(weight, bias, form)
-    return PackedLinear(_pack_integers(weight), bias, form, as_they_are, weight.order)
+    return PackedLinear(_pack_integers(weight), bias, form, AS_THEY_ARE, weight.order)
 
 
 def _fits(group: int, inner: int) -> bool:
@@ -133,18 +134,17 @@ def _cover(parts: Tensor, groups: int) -> Tensor:
 @impl("linear.fp8", "triton", device="cuda", isa="sm89", dtypes=_HALF, priority=20)
 def linear_fp8(weight: Float8Weight, bias: Tensor | None, form: Form, allocate: Allocate = fresh) -> LinearFn:
     inner, by_row = weight.values.shape[1], weight.block[1] >= weight.values.shape[1]
-    inputs: Inputs
     if weight.activations == "block" and weight.block[1] == 128:
-        inputs = in_steps(torch.float8_e4m3fn, 128)
+        inputs = Rounding(torch.float8_e4m3fn, 128)
     elif weight.activations == "token" and by_row:
-        inputs = in_steps(torch.float8_e4m3fn, 0)
+        inputs = Rounding(torch.float8_e4m3fn)
     elif weight.activations == "tensor" and by_row:
-        inputs = in_static_steps(weight.input_scale or 1.0)
+        inputs = Rounding(torch.float8_e4m3fn, static=weight.input_scale or 1.0)
     elif weight.activations == "none" and (by_row or weight.block[1] % 64 == 0):
-        inputs = as_they_are
+        inputs = AS_THEY_ARE
     else:
         return reference.linear_fp8(weight, bias, form)
-    step = 64 if inputs is as_they_are else _WIDE_STEP
+    step = 64 if inputs.dtype is None else _WIDE_STEP
     values = functional.pad(weight.values.view(torch.uint8), (0, -inner % step)).view(torch.float8_e4m3fn)
     scales = weight.scales.t().float() * (weight.input_scale or 1.0 if weight.activations == "tensor" else 1.0)
     group = 0 if by_row and weight.activations != "block" else weight.block[1]
@@ -166,6 +166,13 @@ class ScaledLinear:
     @property
     def packed_bytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
+
+    def packed(self) -> PackedLinear:
+        """The same for `matmul`, of the same weight."""
+        rows, inner = self.values.shape
+        scales = self.scales if self.input_scale is None else self.scales * self.input_scale
+        weight = PackedWeight(self.values, scales, None, rows, inner, _WIDE_STEP)
+        return PackedLinear(weight, self.bias, "plain", Rounding(torch.float8_e4m3fn, static=self.input_scale))
 
     def __call__(self, x: Tensor) -> Tensor:
         if not len(x):

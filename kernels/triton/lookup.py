@@ -12,12 +12,14 @@ from torch import Tensor
 from sgl.kernels.ops.decode import Located
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _COLUMNS = 1024
 _SLOTS = 128
 
 
+@bound
 @triton.jit
 def _embedding_kernel(ids: Pointer, table: Pointer, out: Pointer, width: Scalar, BLOCK: tl.constexpr) -> None:
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -34,6 +36,7 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
     return out
 
 
+@bound
 @triton.jit(do_not_specialize=["count"])
 def _locate_kernel(
     tokens: Pointer,
@@ -79,6 +82,7 @@ def locate(tokens: Tensor, computed: Tensor, pages: Sequence[Tensor], page_size:
     return Located(input_ids, positions, next_positions, seq_lens, tuple(out_loc))
 
 
+@bound
 @triton.jit
 def _refill_kernel(
     tokens: Pointer,
@@ -139,6 +143,7 @@ def refill(
             )
 
 
+@bound
 @triton.jit(do_not_specialize=["count"])
 def _commit_kernel(
     tokens: Pointer,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgl.kernels.triton.activation import silu, silu_mul
 from sgl.kernels.triton.device import Block, Pointer, Scalar, dot
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _PROGRAMS = 264  # that keep a large GPU busy: two for every multiprocessor of an H100 or H200
@@ -45,9 +46,9 @@ def tiles_for(rows: int, columns: int, steps: int) -> Tiles:
 
 
 @triton.jit
-def _step(
+def add_product(
     acc: Block,
-    x: Pointer,
+    inputs: Block,
     x_scales: Pointer,
     w_scales: Pointer,
     zeros: Pointer,
@@ -57,21 +58,22 @@ def _step(
     at: Scalar,
     rows: Scalar,
     columns: Scalar,
-    inner: Scalar,
-    x_stride: Scalar,
     groups: Scalar,
     scale_columns: Scalar,
     FLOAT: tl.constexpr,
     GROUP: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
-    STEP: tl.constexpr,
 ) -> Block:
-    """Adds the product over STEP inputs from ``at`` on; ``values`` are ``[STEP, N]``."""
-    k = at + tl.arange(0, STEP)
-    inputs = tl.load(x + m[:, None] * x_stride + k[None, :], (m < rows)[:, None] & (k < inner)[None, :], 0.0)
+    """Adds the product of a step's ``inputs`` and ``values``, ``[M, K]`` and ``[K, N]``, which begin at input ``at``.
+
+    Scales of the inputs are those of rows ``m`` of ``rows``.
+    """
     if GROUP == 0:
-        acc = dot(inputs, values, acc) if FLOAT else acc + tl.dot(inputs, values).to(tl.float32)
+        if FLOAT:
+            acc = dot(inputs, values, acc)
+        else:  # tensor cores sum fp8 in fewer bits than float32 has: not over more than a step
+            acc += tl.dot(inputs, values, max_num_imprecise_acc=inputs.shape[1]).to(tl.float32)
     else:
         group = at // GROUP
         if HAS_ZEROS:
@@ -85,6 +87,7 @@ def _step(
     return acc
 
 
+@bound
 @triton.jit(do_not_specialize=["rows", "steps"])
 def _matmul_kernel(
     x: Pointer,
@@ -125,9 +128,11 @@ def _matmul_kernel(
         for half in tl.static_range(HALVES):
             values = stored if HALVES == 1 else ((stored >> (4 * half)) & 15) - 8
             at = (step * HALVES + half) * STEP
-            acc = _step(
+            k = at + lane
+            inputs = tl.load(x + m[:, None] * x_stride + k[None, :], (m < rows)[:, None] & (k < inner)[None, :], 0.0)
+            acc = add_product(
                 acc,
-                x,
+                inputs,
                 x_scales,
                 w_scales,
                 zeros,
@@ -137,15 +142,12 @@ def _matmul_kernel(
                 at,
                 rows,
                 columns,
-                inner,
-                x_stride,
                 groups,
                 scale_columns,
                 FLOAT,
                 GROUP,
                 SCALE_ROWS,
                 HAS_ZEROS,
-                STEP,
             )
     if GROUP == 0:
         acc *= tl.load(w_scales + n // SCALE_ROWS, n < columns, 0.0)[None, :]
@@ -176,6 +178,7 @@ def _sum(
     return total
 
 
+@bound
 @triton.jit(do_not_specialize=["rows", "splits"])
 def _finish_kernel(
     parts: Pointer,

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _TILE = 1024  # elements that are too few for a block of threads, so that narrow rows share one
 
 
+@bound
 @triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
     x: Pointer,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgl.kernels.ops.linear import FP8_MAX
 from sgl.kernels.triton.device import Pointer, Scalar, fp8
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _TILE = 2048  # elements of a row that one block of threads takes, if its groups are no wider
@@ -17,6 +18,7 @@ _FP8_MAX = tl.constexpr(FP8_MAX)
 _ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no place for a fraction
 
 
+@bound
 @triton.jit
 def _quantize_kernel(
     x: Pointer,

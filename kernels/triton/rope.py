@@ -9,11 +9,13 @@ from torch import Tensor
 
 from sgl.kernels.registry import impl
 from sgl.kernels.triton.device import Pointer, Scalar
+from sgl.kernels.triton.launch import bound
 from sgl.kernels.triton.shapes import cdiv, padded
 
 _TILE = 2048  # elements of a token that one block of threads takes
 
 
+@bound
 @triton.jit
 def _rope_kernel(
     x: Pointer,
@@ -55,6 +57,7 @@ def apply(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+@bound
 @triton.jit
 def _store_kernel(
     k: Pointer,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import shutil
 import tempfile
 import time
@@ -80,6 +81,7 @@ class Called(Exception):
 def probe(fn: Any) -> Any:
     """An implementation that ends its case once it has launched what it launches."""
 
+    @functools.wraps(fn, updated=())
     def call(*args: Any) -> Any:
         result = fn(*args)
         if not callable(result):

@@ -37,7 +37,7 @@ def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others(impl: Impl)
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(*s, generator=generator).bfloat16() for s in ((96, 160), (40, 160)))
     weights = [weight]
-    if impl.op == "linear.quantized":
+    if impl.op in ("linear.quantized", "linear.weight_only"):
         weights = [round_weight(weight, format.bits, format.group or 160) for format in FORMATS.values()]
     for stored in weights:
         prepared = impl.fn(stored, None, "plain")

@@ -42,10 +42,10 @@ def test_matches_float64_on_a_gpu(check: Check) -> None:
     assert check.run() <= 1
 
 
-def compiled(*arguments: str) -> str:
-    """What the offline compiler says, in a process of its own: there Triton must not interpret."""
+def compiled(*arguments: str, program: str = "offline") -> str:
+    """What a program here says in a process of its own: there Triton must not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.offline", *arguments]
+    command = [sys.executable, "-m", f"tests.kernels.{program}", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -54,6 +54,10 @@ def compiled(*arguments: str) -> str:
 def test_every_implementation_compiles_for_sm90() -> None:
     said = compiled()
     assert all(f"{check.impl.op}-triton-" in said for check in CHECKS)
+
+
+def test_bound_launches_are_those_that_triton_would_make() -> None:
+    assert compiled(program="launches") == "84 launches of 14 kernels agree\n"
 
 
 @pytest.mark.slow

@@ -22,6 +22,13 @@ CASES = {
     "gemma2": {"head_dim": 16},
     "gpt2": {},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "num_hidden_layers": 2,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+    },
 }
 
 
