@@ -26,6 +26,7 @@ import sgl
 from sgl.bench.provenance import describe, versions
 
 SCHEMA = 1
+NOT_REACHED = "not reached"
 TOTAL_S = 530.0
 """All parts together; what is left of it when a part begins is its limit, too."""
 
@@ -117,10 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dry_run and (problem := _problem()):
         _tell(problem)
         return 2
-    report = check([part for part in PARTS if part.name in wanted], dry_run=options.dry_run, total_s=options.total_s)
-    name = "dry-run" if options.dry_run else "gpu-check"
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(table(report))
+    file = folder / ("dry-run" if options.dry_run else "gpu-check")
+
+    def keep(report: Mapping[str, Any]) -> None:
+        file.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        file.with_suffix(".md").write_text(table(report))
+
+    parts = [part for part in PARTS if part.name in wanted]
+    report = check(parts, dry_run=options.dry_run, total_s=options.total_s, keep=keep)
     sys.stdout.write(table(report))
     return 0 if all(part["status"] == "ok" for part in report["parts"].values()) else 1
 
@@ -157,11 +162,24 @@ def _problem() -> str:
     return ""
 
 
-def check(parts: Sequence[Part], *, dry_run: bool, total_s: float = TOTAL_S) -> dict[str, Any]:
-    """Runs the parts one after the other; a report that names everything that went wrong."""
-    deadline_s = time.monotonic() + total_s
+def check(
+    parts: Sequence[Part],
+    *,
+    dry_run: bool,
+    total_s: float = TOTAL_S,
+    keep: Callable[[Mapping[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """Runs the parts one after the other; a report that names everything that went wrong.
+
+    Args:
+        keep: takes the report after every part, so that what is known stays should the whole be cut short.
+    """
     begun_s = time.monotonic()
-    found: dict[str, Any] = {}
+    deadline_s = begun_s + total_s
+    told = _circumstances(dry_run)
+    found = {part.name: {"title": part.title, "status": NOT_REACHED, "seconds": 0.0, "result": {}} for part in parts}
+    report = {**told, "seconds": 0.0, "parts": found, "figures": []}
+    keep(report)
     with tempfile.TemporaryDirectory() as scratch:
         for part in parts:
             left_s = min(part.limit_s, deadline_s - time.monotonic())
@@ -169,25 +187,31 @@ def check(parts: Sequence[Part], *, dry_run: bool, total_s: float = TOTAL_S) -> 
             known = {name: one["result"] for name, one in found.items() if one["status"] == "ok"}
             found[part.name] = {"title": part.title, **_run_apart(part, left_s, known, Path(scratch), dry_run)}
             _tell(f"  {found[part.name]['status']}, {found[part.name]['seconds']:.0f} s")
+            report |= {"seconds": time.monotonic() - begun_s, "figures": _figures(found)}
+            keep(report)
+    return report
+
+
+def _circumstances(dry_run: bool) -> dict[str, Any]:
+    """What a report says beside its results."""
     return {
         "schema": SCHEMA,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "is_dry_run": dry_run,
-        "seconds": time.monotonic() - begun_s,
         "sgl_version": sgl.__version__,
         "commit": _commit(),
         "machine": describe(),
         "versions": {**versions(), "triton": _version("triton"), "flashinfer": _version("flashinfer-python")},
-        "parts": found,
-        "figures": [
-            figure for one in found.values() for figure in one["result"].get("figures", []) if _is_figure(figure)
-        ],
     }
+
+
+def _figures(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [figure for one in parts.values() for figure in one["result"].get("figures", []) if _is_figure(figure)]
 
 
 def _run_apart(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Path, dry_run: bool) -> dict[str, Any]:
     if limit_s < 2 * _GRACE_S and not dry_run:
-        return {"status": "not reached", "seconds": 0.0, "result": {}}
+        return {"status": NOT_REACHED, "seconds": 0.0, "result": {}}
     result, facts = scratch / f"{part.name}.json", scratch / "known.json"
     facts.write_text(json.dumps(known))
     command = [sys.executable, "-m", "sgl.bench.gpu_check", "--part", part.name, "--result", str(result)]
@@ -204,11 +228,20 @@ def _run_apart(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Pa
             os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         status = "timeout"
-    content = json.loads(result.read_text()) if result.is_file() else {}
+    content = _read(result)
     if status == "ok" and not content.get("is_ok", True):
         status = "failed"
     told = {} if status == "ok" else {"output": output[-4000:]}
     return {"status": status, "seconds": time.monotonic() - begun_s, "result": content, **told}
+
+
+def _read(result: Path) -> dict[str, Any]:
+    """What a part wrote; nothing if it ended before or while it did."""
+    try:
+        content: dict[str, Any] = json.loads(result.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
 
 
 def run_part(name: str, result: str, limit_s: float, known: str, dry_run: bool) -> int:
@@ -217,9 +250,14 @@ def run_part(name: str, result: str, limit_s: float, known: str, dry_run: bool) 
 
     part = next(part for part in PARTS if part.name == name)
     facts = json.loads(Path(known).read_text()) if known else {}
-    context = Context(TINY if dry_run else Scale(), time.monotonic() + limit_s, facts)
-    found = part.run()(context)
-    Path(result).write_text(json.dumps(found, default=_plain))
+
+    def keep(found: Mapping[str, Any]) -> None:
+        scratch = Path(f"{result}.new")
+        scratch.write_text(json.dumps(found, default=_plain))
+        scratch.replace(result)
+
+    context = Context(TINY if dry_run else Scale(), time.monotonic() + limit_s, facts, keep)
+    keep(part.run()(context))
     return 0
 
 

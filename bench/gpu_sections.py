@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sgl.bench import limits, machine_gpu
 from sgl.bench.gpu_engine import GREEDY, Answer, Station, Stopwatch, Strict
 from sgl.engine.base.device import open_device
-from sgl.engine.base.types import SamplingParams, Wants
+from sgl.engine.base.types import Processor, SamplingParams, Wants
 
 TIE_MARGIN = {"float32": 2e-3, "bfloat16": 0.2}
 """Two tokens whose log probabilities the reference puts so near each other may be taken for one another."""
@@ -73,11 +73,13 @@ class Context:
     Args:
         deadline_s: of `time.monotonic`; what is not done by then is left out, and the result says so.
         known: results of the parts before.
+        keep: takes what is known so far, which is all that is left of a part that has to be ended.
     """
 
     scale: Scale
     deadline_s: float
     known: Mapping[str, Any] = field(default_factory=dict)
+    keep: Callable[[Mapping[str, Any]], None] = lambda found: None
 
     @property
     def is_late(self) -> bool:
@@ -128,6 +130,7 @@ def parity(context: Context) -> Result:
             num_left += 1
             continue
         num_run += 1
+        context.keep({"is_ok": False, "num_run": num_run, "running": check.name, "failed": failed})
         try:
             error = check.run()
         except NotImplementedError as reason:
@@ -178,6 +181,7 @@ def tokens(context: Context) -> Result:
             runs.append({**variant, **_compare(context, variant, prompts, expected)})
         except Exception as error:  # noqa: BLE001 - any failure is a finding
             runs.append({**variant, "is_ok": False, "error": f"{type(error).__name__}: {error}"[:500]})
+        context.keep({"is_ok": False, "runs": runs})
     return {"is_ok": all(run["is_ok"] for run in runs), "runs": runs, "tie_margin": TIE_MARGIN}
 
 
@@ -221,13 +225,29 @@ def _verdict(got: Answer, wanted: Answer, margin: float) -> str:
 
 
 _FEATURES = {
-    "greedy": GREEDY,
-    "sampled": SamplingParams(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=1, ignore_eos=True),
-    "penalties": SamplingParams(
-        temperature=1.0, frequency_penalty=0.5, presence_penalty=0.2, repetition_penalty=1.2, seed=2, ignore_eos=True
+    "greedy": (GREEDY, Wants(logprobs=True, top_logprobs=2)),
+    "sampled": (
+        SamplingParams(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=1, ignore_eos=True),
+        Wants(logprobs=True, logprob_start=0, top_logprobs=3, token_logprob_ids=(1, 5)),
     ),
-    "edits": SamplingParams(temperature=0.0, logit_bias=((5, 2.0),), min_new_tokens=3, ignore_eos=True),
+    "penalties": (
+        SamplingParams(
+            temperature=1.0,
+            frequency_penalty=0.5,
+            presence_penalty=0.2,
+            repetition_penalty=1.2,
+            seed=2,
+            ignore_eos=True,
+        ),
+        Wants(),
+    ),
+    "edits": (SamplingParams(temperature=0.0, logit_bias=((5, 2.0),), min_new_tokens=3, ignore_eos=True), Wants()),
+    "processor": (
+        SamplingParams(temperature=0.0, processor=Processor("ban_tokens", '{"token_ids": [5]}'), ignore_eos=True),
+        Wants(hidden=True),
+    ),
 }
+"""What steps may be asked for beside tokens, and how they come about."""
 
 
 def waits(context: Context) -> Result:
@@ -246,12 +266,10 @@ def waits(context: Context) -> Result:
             return watches[-1]
 
         station.run([[1, 2, 3]] * 2, 4)  # what is compiled or allocated once may wait
-        for name, params in _FEATURES.items():
-            wants = Wants(logprobs=True, top_logprobs=2) if name == "greedy" else Wants()
+        for params, wants in _FEATURES.values():
             station.run([[7, 8, 9]] * 3, 4, params, wants)
         station.wrap(watched)
-        for name, params in _FEATURES.items():
-            wants = Wants(logprobs=True, top_logprobs=2) if name == "greedy" else Wants()
+        for name, (params, wants) in _FEATURES.items():
             try:
                 station.run([[7 + place, 8, 9] * (1 + place) for place in range(3)], 6, params, wants)
             except Exception as error:  # noqa: BLE001 - any failure is a finding
@@ -303,11 +321,18 @@ class Model:
             (self.has_steps, self._steps),
             (self.throughput is not None, self._throughput),
         ]
-        for is_wanted, measure in measures:
-            if is_wanted and not context.is_late:
+        failed: dict[str, str] = {}
+        for measure in [measure for is_wanted, measure in measures if is_wanted]:
+            name = measure.__name__.strip("_")
+            try:
+                if context.is_late:
+                    raise TimeoutError("not reached in time")
                 measure(context, station, result)
+            except Exception as error:  # noqa: BLE001 - any failure is a finding
+                failed[name] = f"{type(error).__name__}: {error}"[:500]
+            context.keep({**result, "is_ok": False, "failed": failed})
         station.close()
-        return result
+        return {**result, "is_ok": not failed, "failed": failed}
 
     def _decode(self, context: Context, station: Station, result: Result) -> None:
         assert self.decode is not None

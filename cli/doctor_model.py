@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sgl.cli import console
 from sgl.cli.options import command_of
+from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl.bench.doctor.fault import Report
@@ -29,6 +31,13 @@ def model(
         typer.Option("--json-model-override-args", help="What the engine reads in place of config.json's fields."),
     ] = "{}",
     dtype: Annotated[Served, typer.Option(help="What it is to be served in.")] = "auto",
+    record_canary: Annotated[
+        bool,
+        typer.Option(
+            "--record-canary",
+            help="If nothing is wrong, record the scores of a short prompt in the directory; engines check them there.",
+        ),
+    ] = False,
     compute: Annotated[Compute, typer.Option(help="What both sides compute their layers in.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -41,6 +50,8 @@ def model(
     from sgl.bench.doctor.model import Subject, examine
     from sgl.bench.doctor.model import overrides as parsed
 
+    if record_canary and not Path(directory).expanduser().is_dir():
+        raise ConfigError(f"--record-canary needs a directory to write to, and {directory} is none.", param="MODEL")
     subject = Subject(directory, reference, parsed(overrides), compute, dtype)
     with console.err().status("looking") as status:
         report = examine(subject, status.update)
@@ -50,6 +61,12 @@ def model(
         _print(report)
     if any(fault.severity == "wrong" for fault in report.faults):
         raise typer.Exit(1)
+    if record_canary:
+        from sgl.bench.doctor.canary import record
+
+        with console.err().status("recording"):
+            file = record(Path(directory).expanduser(), subject.overrides, dtype)
+        console.err().print(f"Recorded in {file}.", markup=False, soft_wrap=True)
 
 
 command = command_of(model)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sgl.profiles.ledgers import Asked
 
 _COLUMNS = 44  # of the table besides the bars
+_PIPE_COLUMNS = 160
 _STYLES = ("blue", "yellow", "green", "cyan", "magenta", "red")
 
 
@@ -154,4 +155,7 @@ def _print_list(found: Listing) -> None:
         counts = f"{one.prompt_tokens}", f"{one.completion_tokens}", f"{one.alone_ms:.1f}"
         most = f"{one.largest} {one.largest_ms:.1f} ms"
         table.add_row(Text(console.printable(one.rid)), one.state, f"{one.total_ms:.1f}", first, *counts, most)
-    console.out().print(table, soft_wrap=False)
+    screen = console.out()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, _PIPE_COLUMNS)  # ids are for the next command
+    screen.print(table, soft_wrap=False)

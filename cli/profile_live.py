@@ -35,6 +35,9 @@ def live(
     with LiveProfile(url, api_key or env.text("OPENAI_API_KEY")) as profile:
         profile.start(steps, output_dir, with_stack=stacks, record_shapes=shapes)
         path = _wait(profile, steps)
+    if not path:
+        console.complain("Nothing was recorded: the server computed no step meanwhile.", "Send it requests.")
+        raise typer.Exit(1)
     if not Path(path).is_file():
         console.err().print("The trace is on the server's machine:", soft_wrap=True)
         typer.echo(path)
@@ -48,6 +51,7 @@ command = command_of(live)
 
 
 def _wait(profile: LiveProfile, steps: int) -> str:
+    """The trace; empty if it was interrupted before there was a step."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -59,6 +63,7 @@ def _wait(profile: LiveProfile, steps: int) -> str:
                 bar.update(task, completed=status.num_steps, description=waits)
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
+            has_steps = profile.status().num_steps > 0
             profile.stop()
-            status = profile.status()
+            return profile.status().path if has_steps else ""
     return status.path

@@ -29,6 +29,10 @@ MACHINE = typer.Option(
 )
 
 
+_MIN_NAME = 16
+_PIPE_WIDTH = 160
+
+
 def report(
     trace: Annotated[str, TRACE],
     output: Annotated[str, PAGE] = "",
@@ -121,23 +125,35 @@ def print_summary(path: Path) -> None:
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """One below the other."""
+    """One below the other; what a terminal is too narrow for is left out from the right."""
     from rich.table import Table as Shown
     from rich.text import Text
 
+    screen = console.out()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, _PIPE_WIDTH)
     for table in tables:
+        count = _fitting(table, screen.width)
         shown = Shown(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for i, name in enumerate(table.columns):
-            if i:
-                shown.add_column(name, header_style="dim", justify="right", no_wrap=name != "bound by")
-            else:
-                shown.add_column(name, min_width=16, overflow="ellipsis", no_wrap=True)
+        shown.add_column(table.columns[0], min_width=_MIN_NAME, overflow="ellipsis", no_wrap=True)
+        for name in table.columns[1:count]:
+            shown.add_column(name, header_style="dim", justify="right", no_wrap=True)
         for row in table.rows:
-            shown.add_row(*(Text(console.printable(cell)) for cell in row))
-        console.out().print()
-        console.out().print(shown, soft_wrap=False)
+            shown.add_row(*(Text(console.printable(cell)) for cell in row[:count]))
+        screen.print()
+        screen.print(shown, soft_wrap=False)
         if table.note:
-            console.out().print(Text(table.note, style="dim"), soft_wrap=True)
+            screen.print(Text(table.note, style="dim"), soft_wrap=True)
+
+
+def _fitting(table: Table, width: int) -> int:
+    """How many of its columns there is room for; at least two."""
+    left = width - _MIN_NAME
+    for number, name in enumerate(table.columns[1:], start=1):
+        left -= 2 + max(map(len, (name, *(row[number] for row in table.rows))))
+        if left < 0 and number > 1:
+            return number
+    return len(table.columns)
 
 
 def _print_opportunities(found: Analysis) -> None:

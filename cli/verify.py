@@ -41,10 +41,11 @@ def verify(
     config = sources.configure(with_model({**_options(receipts[0]), **values}, model))
     with console.err().status("loading"):
         here, answers = asyncio.run(_answers(config, receipts))
-    told = [difference for receipt in receipts for difference in differences(receipt.maker, here)]
+    told = [difference for one in receipts for difference in differences(one.maker, here)]
     for difference in dict.fromkeys(told):
         console.err().print(f"Not as it was: {difference}.", markup=False, highlight=False, soft_wrap=True)
-    if not all([_compare(*pair) for pair in zip(receipts, answers, strict=True)]):
+    same = [_compare(*pair) for pair in zip(receipts, answers, strict=True)]  # says so of each
+    if not all(same):
         raise typer.Exit(1)
 
 

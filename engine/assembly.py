@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sgl.engine.base import env, hub
+import sgl
+from sgl.engine.base import env, hub, kv_scales
 from sgl.engine.base.arena import Arena
 from sgl.engine.base.budget import Budget
 from sgl.engine.base.config import EngineConfig
@@ -24,20 +25,33 @@ from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from sgl.engine.loop import EngineLoop, Inbox, Outbox
 
 if TYPE_CHECKING:
+    from sgl.engine.attn.backend import AttentionBackend
     from sgl.engine.base.device import Device
     from sgl.engine.base.machine import Machine
     from sgl.engine.nn.decoder import Model
     from sgl.engine.nn.spec import ModelSpec
+    from sgl.engine.runtime.canary import Canary
     from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.graphs import GraphOptions
     from sgl.engine.runtime.profiler import Profiler
     from sgl.engine.runtime.rehearsal import Rehearsal
+    from sgl.engine.runtime.weights import Source
     from sgl.kernels.registry import Kernels
 
 logger = logging.getLogger(__name__)
 
 _REHEARSAL_BYTES = 8 << 30
 """More than a few layers of a model take, with its embeddings and what they compute."""
+
+_FORMATS = (
+    "dtype",
+    "quantization",
+    "torchao_config",
+    "kv_cache_dtype",
+    "exact_activations",
+    "json_model_override_args",
+)
+"""Options that decide in which formats a model computes, or what it is."""
 
 _MOST_POPULATED_BYTES = 4 << 30
 """Of memory for weights that is faulted in ahead: more takes longer than there is time for."""
@@ -57,6 +71,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     from sgl.engine.base.shortage import memory_for
     from sgl.engine.models.fit import fitted
     from sgl.engine.runtime.capture import graph_options
+    from sgl.engine.runtime.weights import Source
 
     recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
     timeline.mark("imports")
@@ -72,26 +87,33 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         rehearsal.join()
         timeline.mark("kernels compiled")
     graphs = graph_options(config, step_tokens(config)) if device.is_async else None
-    budget = _solve(config, machine, device, model, graphs)
-    grammars = _grammars(config, model, lambda: scheduler.num_steps)
-    scheduler = Scheduler(scheduler_config(config, budget), grammars)
+    free_bytes = device.memory().free_bytes
+    with memory_for("attention workspace", device, "take --attention-backend triton, or a smaller model"):
+        backend = _backend(config, device, model, kernels)
+    budget = _solve(config, machine, device, model, graphs, free_bytes)
+    schedule = scheduler_config(config, budget)
     with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
-        executor = _executor(config, device, kernels, model, scheduler.config, graphs)
-    if config.serve.enable_custom_logit_processor:
-        logger.info("Logit processors: %s.", ", ".join(known_processors()))
-    profiler = _profiler(device, machine, model, scheduler)
+        executor = _executor(config, device, kernels, model, backend, schedule, graphs)
     timeline.mark("KV cache")
     if device.is_async:  # what it runs is compiled on first use
         executor.warm_up()
         timeline.mark("warm-up")
+    source = Source.of(config.model.model_path, config.model.load_format, model_dir)
+    canary = _canary(config, device, kernels, model, schedule, executor)
+    canary.check(source)
+    timeline.mark("canary")
+    scheduler = Scheduler(schedule, _grammars(config, model, lambda: scheduler.num_steps))
+    profiler = _profiler(device, machine, model, scheduler)
+    if config.serve.enable_custom_logit_processor:
+        logger.info("Logit processors: %s.", ", ".join(known_processors()))
     logger.info(
         "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, "
         "context_len=%d",
         budget.max_total_tokens,
-        scheduler.config.max_step_tokens,
+        schedule.max_step_tokens,
         config.schedule.max_prefill_tokens,
-        scheduler.config.max_running,
-        scheduler.config.max_len,
+        schedule.max_running,
+        schedule.max_len,
     )
     return EngineLoop(
         scheduler,
@@ -109,7 +131,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
         recorder=recorder,
         log_interval=config.observe.decode_log_interval,
         operations={
-            **_operations(config, device, kernels, model, model_dir, scheduler, executor),
+            **_operations(config, device, kernels, model, source, scheduler, executor, canary),
             "start_profile": profiler.start,
             "stop_profile": profiler.stop,
             "profile_status": profiler.status,
@@ -121,8 +143,15 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     )
 
 
-def _solve(config: EngineConfig, machine: Machine, device: Device, model: Model, graphs: GraphOptions | None) -> Budget:
-    """What the memory is divided into, now that the weights are there."""
+def _solve(
+    config: EngineConfig,
+    machine: Machine,
+    device: Device,
+    model: Model,
+    graphs: GraphOptions | None,
+    free_after_bytes: int,
+) -> Budget:
+    """What the memory is divided into, now that the weights are there, behind which so much was free."""
     from sgl.engine.base.budget import solve
     from sgl.engine.runtime.capture import capture_bytes
     from sgl.engine.runtime.kv import kv_bytes_per_page
@@ -134,7 +163,8 @@ def _solve(config: EngineConfig, machine: Machine, device: Device, model: Model,
         kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
         activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
         graph_bytes=capture_bytes(graphs, model.activation_bytes),
-        free_after_bytes=device.memory().free_bytes if device.is_async else None,
+        workspace_bytes=max(free_after_bytes - device.memory().free_bytes, 0) if device.is_async else 0,
+        free_after_bytes=free_after_bytes if device.is_async else None,
     )
 
 
@@ -143,15 +173,14 @@ def _executor(
     device: Device,
     kernels: Kernels,
     model: Model,
+    backend: AttentionBackend[Any],
     schedule: SchedulerConfig,
     graphs: GraphOptions | None,
 ) -> TorchExecutor:
     """The model on its device, with the memory of its requests."""
-    from sgl.engine.attn.choice import choose_backend
     from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.sampler import SamplingOps
 
-    backend = choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels)
     return TorchExecutor(
         model,
         backend,
@@ -168,6 +197,13 @@ def _executor(
     )
 
 
+def _backend(config: EngineConfig, device: Device, model: Model, kernels: Kernels) -> AttentionBackend[Any]:
+    """What computes the model's attention."""
+    from sgl.engine.attn.choice import choose_backend
+
+    return choose_backend(config.kernel.attention_backend, device, model.kv_specs, config.cache.page_size, kernels)
+
+
 def _profiler(device: Device, machine: Machine, model: Model, scheduler: Scheduler) -> Profiler:
     """What records steps when it is asked to."""
     from sgl.engine.base.machine import describe
@@ -180,6 +216,32 @@ def _profiler(device: Device, machine: Machine, model: Model, scheduler: Schedul
         computed=lambda rid: scheduler.state_of(rid).computed,
         unasked=env.profile_steps(),
     )
+
+
+def _canary(
+    config: EngineConfig,
+    device: Device,
+    kernels: Kernels,
+    model: Model,
+    schedule: SchedulerConfig,
+    executor: TorchExecutor,
+) -> Canary:
+    """What looks at weights before anybody is served with them."""
+    import torch
+
+    from sgl.engine.runtime.canary import Canary, Extent, Made
+
+    options = config.to_flat_dict()
+    formats = {name: str(options[name]) for name in _FORMATS}
+    made = Made(
+        sgl=sgl.__version__,
+        isa=f"{device.isa}, {torch.get_num_threads()} threads",
+        formats=formats,
+        kernels={**kernels.names, "torch": str(torch.__version__), "attention": str(config.kernel.attention_backend)},
+    )
+    max_len = min(schedule.max_len, schedule.num_pages * schedule.page_size) - 1
+    extent = Extent(model.vocab_size, max_len, schedule.page_size, model.spec.pooling is not None)
+    return Canary(executor, extent, made, config.observe.canary)
 
 
 def _grammars(config: EngineConfig, model: Model, num_steps: Callable[[], int]) -> GrammarCompiler:
@@ -235,14 +297,15 @@ def _operations(
     device: Device,
     kernels: Kernels,
     model: Model,
-    model_dir: Path,
+    source: Source,
     scheduler: Scheduler,
     executor: TorchExecutor,
+    canary: Canary,
 ) -> dict[str, Operation]:
     """What may be asked of this engine beside requests."""
     from sgl.engine.base.dtypes import torch_dtype
     from sgl.engine.runtime.distributions import Distributions
-    from sgl.engine.runtime.weights import Source, Weights
+    from sgl.engine.runtime.weights import Weights
 
     def locate(path: str) -> Path:
         return hub.locate(path, (*hub.WEIGHT_FILES, "*.json"), "", config.model.download_dir)
@@ -254,16 +317,17 @@ def _operations(
         other = config.replace({key: (value, "update of the weights") for key, value in where.items()})
         return _load(other, device, kernels, None, like=spec)[0]
 
-    source = Source.of(config.model.model_path, config.model.load_format, model_dir)
-    weights = Weights(executor, scheduler, device, model, source, load, locate)
+    weights = Weights(executor.loaded, scheduler, device, model, source, load, locate, canary)
     return {
         "update_weights": weights.update,
         "get_weights": weights.get,
         "describe_weights": weights.describe,
         "weight_files": weights.files,
+        "canary": canary.describe,
+        "golden": canary.golden,
         "release_memory": weights.release,
         "resume_memory": weights.restore,
-        "logprobs": Distributions(executor, device, torch_dtype(config.model.dtype), spec).logprobs,
+        "logprobs": Distributions(executor.loaded, device, torch_dtype(config.model.dtype), spec).logprobs,
     }
 
 
@@ -279,10 +343,10 @@ def _checker(vocab_size: int) -> Callable[[Request], None]:
 
 def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehearsal | None:
     """Compiles beside the loader what the model will need, where that takes time and there is memory for both."""
-    from sgl.engine.attn.choice import choose_backend
     from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.rehearsal import Rehearsal
     from sgl.engine.runtime.sampler import SamplingOps
+    from sgl.engine.runtime.warmup import LONGEST
 
     files = Path(config.model.model_path).expanduser().glob("*.safetensors")
     size_bytes = sum(file.stat().st_size for file in files)
@@ -292,15 +356,14 @@ def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehears
 
     def make() -> TorchExecutor:
         model = _load(small, device, kernels, None, is_rehearsal=True)[0]
-        name, page_size = config.kernel.attention_backend, config.cache.page_size
-        backend = choose_backend(name, device, model.kv_specs, page_size, kernels)
+        page_size = config.cache.page_size
         return TorchExecutor(
             model,
-            backend,
+            _backend(config, device, model, kernels),
             device,
             num_slots=2,
-            max_len=256,
-            num_pages=1 + 256 // page_size,
+            max_len=2 * LONGEST,
+            num_pages=1 + 2 * LONGEST // page_size,
             page_size=page_size,
             sampling=SamplingOps.of(kernels),
             locate=kernels["decode.locate"],
@@ -326,6 +389,9 @@ def _load(
     files = (*hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
     model_dir = hub.locate(config.model.model_path, files, config.model.revision, config.model.download_dir)
     hf_config = read_config(model_dir, json.loads(config.model.json_model_override_args))
+    if config.cache.quantization_param_path and not is_rehearsal:
+        checked = kv_scales.check(config.cache.quantization_param_path, config.cache.kv_cache_dtype, hf_config)
+        logger.info("%s", checked)
     model = load_model(
         model_dir,
         hf_config,

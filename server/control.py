@@ -74,6 +74,7 @@ async def server_info(request: Request) -> Response:
         "max_req_input_len": engine.info.max_req_input_len,
         "pages": await engine.call("pages"),
         "weights": await engine.call("describe_weights"),
+        "canary": await engine.call("canary"),
         "startup": {"total": engine.timeline.total_s, **engine.timeline.phases()},
         "stats": msgspec.structs.asdict(engine.stats),
         "load": {"num_active": engine.num_active, "num_requests": engine.num_requests},

@@ -60,5 +60,6 @@ def _config(path: Path, overrides: Mapping[str, Any], dtype: str) -> EngineConfi
         "attention_backend": "torch_native" if dtype == "float32" else "auto",
         "json_model_override_args": json.dumps(overrides),
         "max_total_tokens": _CACHE_TOKENS,
+        "canary": "off",  # what is wrong is to be found, not refused
     }
     return sources.configure(sources.from_call(options))

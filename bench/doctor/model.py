@@ -74,9 +74,7 @@ def _texts(path: Path, good_path: Path | None, config: Mapping[str, Any], report
         report.faults.append(Fault("tokenizer", "wrong", str(path), "a tokenizer", error.message, _FETCH))
         return None
     good = Text.read(good_path, hub.read_config(str(good_path))) if good_path is not None else None
-    report.faults += texts.examine(text, good)
-    told = f"tokenizer of {text.tokenizer.vocab_size} tokens, special tokens, BOS"
-    report.done.append(f"{told}, chat template" if text.template else f"{told}; there is no chat template")
+    texts.examine(text, good, report)
     return text
 
 

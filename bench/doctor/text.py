@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sgl.bench.doctor.fault import Check, Fault, listed
-from sgl.engine.base.errors import SglError
+from sgl.bench.doctor.fault import Check, Fault, Report, listed
+from sgl.engine.base.errors import ModelError, SglError
 from sgl.engine.text.template import ChatTemplate, load_template
 from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -63,16 +64,20 @@ class Text:
         return self.template.render(messages, add_generation_prompt=opened)
 
 
-def examine(text: Text, good: Text | None) -> Iterator[Fault]:
+def examine(text: Text, good: Text | None, report: Report) -> None:
     """All that can be told without the weights."""
-    yield from vocabulary(text)
-    yield from special_ids(text)
-    yield from bos(text)
+    found = [vocabulary(text), special_ids(text), bos(text)]
     if text.template:
-        yield from template(text)
-    yield from against_transformers(text)
+        found.append(template(text))
+    try:
+        found.append(against_transformers(text, library_tokenizer(text.path)))
+    except ModelError as error:
+        report.skipped.append(f"tokenizer against transformers: {error.message}")
     if good is not None:
-        yield from against(text, good)
+        found.append(against(text, good))
+    report.faults += chain.from_iterable(found)
+    told = f"tokenizer of {text.tokenizer.vocab_size} tokens, special tokens, BOS"
+    report.done.append(f"{told}, chat template" if text.template else f"{told}; there is no chat template")
 
 
 def vocabulary(text: Text) -> Iterator[Fault]:
@@ -192,14 +197,23 @@ def template(text: Text) -> Iterator[Fault]:
         )
 
 
-def against_transformers(text: Text) -> Iterator[Fault]:
-    """The ids of `TEXTS` and of a conversation are those that transformers makes of the same files."""
+def library_tokenizer(path: Path) -> Any:
+    """What transformers makes of the files.
+
+    Raises:
+        ModelError: nothing.
+    """
     from transformers import AutoTokenizer
 
     try:
-        library: Any = AutoTokenizer.from_pretrained(text.path, local_files_only=True)
-    except Exception:  # noqa: BLE001 - whatever it raises: there is nothing to compare with
-        return
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - it raises many kinds
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"transformers cannot load it: {told:.200}") from None
+
+
+def against_transformers(text: Text, library: Any) -> Iterator[Fault]:
+    """The ids of `TEXTS` and of a conversation are those that transformers makes of the same files."""
     for sample in _samples(text):
         own, theirs = text.tokenizer.encode(sample), list(library.encode(sample))
         if theirs[:2] == [text.tokenizer.bos_id] * 2 and own[:2] != theirs[:2]:

@@ -160,6 +160,7 @@ class Engine:
             "max_total_num_tokens": info.max_total_num_tokens,
             "max_req_input_len": info.max_req_input_len,
             "weights": self._loop.run(self._engine.call("describe_weights")),
+            "canary": self._loop.run(self._engine.call("canary")),
             "version": sgl.__version__,
         }
 

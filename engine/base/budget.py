@@ -58,6 +58,7 @@ def solve(
     kv_bytes_per_page: int,
     activation_bytes: int,
     graph_bytes: int = 0,
+    workspace_bytes: int = 0,
     free_after_bytes: int | None = None,
 ) -> Budget:
     """Settles how many pages the KV cache has and how many requests may run.
@@ -69,6 +70,7 @@ def solve(
         kv_bytes_per_page: all layers together.
         activation_bytes: the most that one step needs beside them.
         graph_bytes: set aside for captured steps.
+        workspace_bytes: what attention keeps beside the KV cache.
         free_after_bytes: what a GPU really had left once the weights were there, if that is known already.
 
     Raises:
@@ -82,6 +84,8 @@ def solve(
         Line("weights", -weight_bytes),
         Line("activations", -activation_bytes, "of the largest step"),
     ]
+    if workspace_bytes:
+        lines.append(Line("attention workspace", -workspace_bytes, "another --attention-backend may need none"))
     if graph_bytes:
         lines.append(Line("CUDA graphs", -graph_bytes, "the largest captured step"))
     if free_after_bytes is not None:

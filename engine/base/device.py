@@ -105,6 +105,10 @@ class Device(Protocol):
     @property
     def isa(self) -> str: ...
 
+    def enter(self) -> None:
+        """Makes it the calling thread's device: called first by every thread that computes on it."""
+        ...
+
     def memory(self) -> Memory: ...
 
     def trim(self) -> None:
@@ -159,7 +163,7 @@ class Device(Protocol):
 
 
 def open_device(name: str) -> Device:
-    """Opens ``cpu``, ``cuda``, ``cuda:N`` or ``auto`` (the first GPU if there is one).
+    """Opens ``cpu``, ``cuda``, ``cuda:N`` or ``auto`` (the first GPU if there is one), for the calling thread at once.
 
     Raises:
         ConfigError: an unknown name, or a GPU that torch cannot see.
@@ -178,7 +182,9 @@ def open_device(name: str) -> Device:
         raise ConfigError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N.", param="device")
     if int(index or 0) >= gpus:
         raise ConfigError(f"device {name!r} is not there: torch sees {gpus} CUDA devices; use cpu.", param="device")
-    return CudaDevice(int(index or 0))
+    device = CudaDevice(int(index or 0))
+    device.enter()
+    return device
 
 
 def _keep_freed_memory() -> None:
@@ -275,6 +281,9 @@ class CpuDevice:
     @property
     def isa(self) -> str:
         return detect_isa()
+
+    def enter(self) -> None:
+        pass
 
     def memory(self) -> Memory:
         from sgl.engine.base.machine import memory  # which imports this module
@@ -432,6 +441,9 @@ class CudaDevice:
         """The compute capability, e.g. ``sm90``."""
         major, minor = _cuda().get_device_capability(self.index)
         return f"sm{major}{minor}"
+
+    def enter(self) -> None:
+        _cuda().set_device(self.index)  # Triton launches, and events are recorded, on the thread's own device
 
     def memory(self) -> Memory:
         free, total = _cuda().mem_get_info(self.index)

@@ -84,7 +84,8 @@ class ModelConfig:
     )
     exact_activations: bool = option(
         False,
-        "Decode 4-bit weight-only formats where their kernel would round activations to int8 by groups (on a CPU).",
+        "Multiply 4-bit weight-only formats with activations as they are, where their kernel would round these to int8 "
+        "by groups (on a CPU).",
     )
     context_length: int | None = option(
         None,
@@ -151,6 +152,13 @@ class CacheConfig:
         "What keys and values are kept in: auto is the model's precision; the others take a byte per number and a "
         "scale per token and head.",
         env="KV_CACHE_DTYPE",
+    )
+    quantization_param_path: str = option(
+        "",
+        "JSON file of measured scales for a cache in fp8 (vLLM's and SGLang's layout). It is checked and not needed: "
+        "every token and head gets a scale of its own.",
+        env="QUANTIZATION_PARAM_PATH",
+        metavar="FILE",
     )
     disable_radix_cache: bool = option(
         False, "Do not reuse the keys and values of common prefixes.", env="DISABLE_RADIX_CACHE"
@@ -282,10 +290,10 @@ class KernelConfig:
 class GrammarConfig:
     """Structured output."""
 
-    grammar_backend: Literal["auto", "llguidance", "xgrammar", "outlines", "none"] = option(
+    grammar_backend: Literal["auto", "native", "llguidance", "xgrammar", "outlines", "none"] = option(
         "auto",
-        "Library that constrains output; auto takes llguidance for JSON schemas and regular expressions, xgrammar for "
-        "EBNF and structural tags; none refuses them all.",
+        "What constrains output; auto takes the native automata for the JSON schemas and regular expressions that they "
+        "express and llguidance for the others, xgrammar for EBNF and structural tags; none refuses them all.",
     )
     constrained_json_whitespace_pattern: str = option(
         "",
@@ -415,6 +423,11 @@ class ObserveConfig:
     )
     enable_metrics: bool = option(False, "Serve Prometheus metrics at /metrics.")
     decode_log_interval: int = option(40, "Decode steps between two log lines.", min=1, metavar="STEPS")
+    canary: Literal["refuse", "warn", "off"] = option(
+        "refuse",
+        "Weights that after loading or an update compute nonsense, or not what was recorded of them: they are not "
+        "served, or with a warning; off does not look.",
+    )
     request_ledger_size: int = option(
         1000,
         "Finished requests whose ledger is kept for `sgl explain`: where their time went; 0 records nothing.",
@@ -440,7 +453,7 @@ class ObserveConfig:
 LATER = frozenset(
     """
     model_impl
-    quantization_param_path delete_ckpt_after_loading dp_size dp data_parallel_size
+    delete_ckpt_after_loading dp_size dp data_parallel_size
     load_balance_method ep_size ep cpu_offload_gb prefill_only_one_req base_gpu_id stream_output
     dist_init_addr nccl_init_addr nnodes node_rank lora_paths max_loras_per_batch lora_backend enable_lora
     enable_flashinfer_mla speculative_algorithm speculative_algo

@@ -15,6 +15,8 @@ TOKENIZER_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 EVIDENCE_FILE = "quantization_evidence.json"
 """How a checkpoint was quantized and what it was measured to be worth, if `sgl quantize` wrote it."""
+CANARY_FILE = "sgl_canary.json"
+"""What a short prompt's scores have to be, if `sgl doctor model --record-canary` wrote it."""
 
 
 def demo_model() -> Path:

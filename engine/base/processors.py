@@ -34,6 +34,12 @@ _PARAM = "custom_logit_processor"
 _REGISTRY: dict[str, type[CustomLogitProcessor]] = {}
 
 
+def _on_host(numbers: Sequence[int]) -> Tensor:
+    import torch
+
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class LogitContext:
     """Where a request stands when its next token is chosen. To read a tensor's value waits for the device.
@@ -43,12 +49,14 @@ class LogitContext:
         position: int64, a scalar: how many tokens there are.
         num_prompt: how many of them are the prompt.
         stop_ids: the tokens that end the answer.
+        upload: numbers as int64 ``[N]`` where the logits are. A list as an index waits for the device, this does not.
     """
 
     tokens: Tensor
     position: Tensor
     num_prompt: int
     stop_ids: tuple[int, ...]
+    upload: Callable[[Sequence[int]], Tensor] = _on_host
 
 
 class CustomLogitProcessor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,51 +8,74 @@ import torch
 from torch import Tensor
 
 from sgl.engine.attn.batch import ForwardBatch
-from sgl.engine.nn.linear import prepare
+from sgl.engine.nn.linear import op_of, prepare
 from sgl.engine.nn.norm import Norm
 from sgl.engine.nn.spec import ModelSpec
-from sgl.engine.nn.weights import Build, WeightSlot
-from sgl.kernels.ops.linear import LinearFn
+from sgl.engine.nn.weights import Build, StackedWeight, WeightSlot
+from sgl.kernels.ops.linear import LinearFn, StoredWeight, Weight, dequantized
 
 
 class Embedding:
-    """Rows of a table ``[num_rows, H]``."""
+    """Rows of a table ``[num_rows, H]``.
 
-    def __init__(self, build: Build, name: str, num_rows: int, size: int) -> None:
-        self.slots = [WeightSlot(f"{name}.weight", (num_rows, size), build.parameter(num_rows, size))]
+    Args:
+        is_shared: whether a head will multiply by it.
+
+    Attributes:
+        lookup: the op.
+        stored: the numbers of a quantized table until the head that shares it takes them.
+    """
+
+    def __init__(self, build: Build, name: str, num_rows: int, size: int, is_shared: bool = False) -> None:
+        self._weight = StackedWeight((num_rows, size), build.dtype, build.device)
+        self._dtype, self._is_shared = build.dtype, is_shared
+        self.slots = [WeightSlot(f"{name}.weight", (num_rows, size), self._weight)]
+        self.stored: StoredWeight | None = None
         self.nbytes = 0
         self.table = torch.empty(0)
-        self._lookup: Callable[[Tensor, Tensor], Tensor] = build.kernels["embedding"]
+        self.lookup: Callable[[Tensor, Tensor], Tensor] = build.kernels["embedding"]
         build.leaves.append(self)
 
     def finalize(self) -> None:
-        self.table = self.slots[0].destination.take()
+        weight = self._weight.take_weight()
+        self.table = dequantized(weight).to(self._dtype)
+        self.stored = weight if self._is_shared and not isinstance(weight, Tensor) else None
         self.nbytes = self.table.nbytes
 
     def __call__(self, ids: Tensor) -> Tensor:
         """int64 ``[T]`` -> a new ``[T, H]``."""
-        return self._lookup(ids, self.table)
+        return self.lookup(ids, self.table)
 
 
 class TiedHead:
-    """Multiplies by the embedding's table. Where kernels want a packed layout, that layout is a second copy of it."""
+    """Multiplies by the embedding's table, or by the stored numbers of a quantized one where a kernel takes them. Where
+    kernels want a packed layout, that layout is a second copy of it.
+
+    Attributes:
+        state: the op with its weight.
+    """
 
     def __init__(self, build: Build, embedding: Embedding) -> None:
         self.slots: list[WeightSlot] = []
         self.nbytes = 0
         self.format = ""
         self._build = build
-        self._embedding = embedding
-        self._run: LinearFn
+        self.name = build.names.head
+        self.embedding = embedding
+        self.state: LinearFn
         build.leaves.append(self)
 
     def finalize(self) -> None:
-        prepared = prepare(self._build, self._build.names.head, self._embedding.table, None, "float32")
-        self._run, self.format = prepared.run, prepared.format
-        self.nbytes = self._run.packed_bytes
+        weight: Weight = self.embedding.table
+        stored, self.embedding.stored = self.embedding.stored, None
+        if stored is not None and op_of(stored, self._build) != "linear":
+            weight = stored
+        prepared = prepare(self._build, self.name, weight, None, "float32")
+        self.state, self.format = prepared.run, prepared.format
+        self.nbytes = self.state.packed_bytes
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._run(hidden)
+        return self.state(hidden)
 
 
 class Inputs:
@@ -60,7 +83,8 @@ class Inputs:
 
     def __init__(self, build: Build, spec: ModelSpec) -> None:
         names, size = build.names, spec.hidden_size
-        self.embedding = Embedding(build, names.embedding, spec.vocab_size, size)
+        is_shared = spec.tied_head and spec.pooling is None
+        self.embedding = Embedding(build, names.embedding, spec.vocab_size, size, is_shared)
         self._parts: list[Callable[[Tensor, ForwardBatch], Tensor]] = []
         if spec.embedding_scale is not None:
             # as the models were trained: the scale is a number of their precision

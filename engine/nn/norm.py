@@ -15,13 +15,17 @@ _TENSORS = {"rms": ("weight",), "layer": ("weight", "bias")}
 
 
 class Norm:
-    """A norm of the spec's kind over hidden states ``[T, H]``."""
+    """A norm of the spec's kind over hidden states ``[T, H]``.
+
+    Attributes:
+        normalize, add_normalize: the ops; what shows or measures them can stand in their places.
+    """
 
     def __init__(self, build: Build, name: str, spec: NormSpec, size: int) -> None:
         self.slots = [WeightSlot(f"{name}.{t}", (size,), build.parameter(size)) for t in _TENSORS[spec.kind]]
         self.nbytes = 0
-        self._norm: Callable[..., Tensor] = build.kernels[f"norm.{spec.kind}"]
-        self._add: Callable[..., tuple[Tensor, Tensor]] = build.kernels[f"norm.add_{spec.kind}"]
+        self.normalize: Callable[..., Tensor] = build.kernels[f"norm.{spec.kind}"]
+        self.add_normalize: Callable[..., tuple[Tensor, Tensor]] = build.kernels[f"norm.add_{spec.kind}"]
         self.eps = spec.eps
         self.tensors: tuple[Tensor, ...] = ()
         self._offset = spec.offset
@@ -34,11 +38,11 @@ class Norm:
         self.nbytes = sum(tensor.nbytes for tensor in self.tensors)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._norm(x, *self.tensors, self.eps)
+        return self.normalize(x, *self.tensors, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(norm of the sum, sum); both inputs are given up."""
-        return self._add(x, residual, *self.tensors, self.eps)
+        return self.add_normalize(x, residual, *self.tensors, self.eps)
 
 
 class NoNorm:
@@ -63,24 +67,29 @@ class NoQKNorm:
 
 
 class RmsQKNorm:
-    """Every head by itself, queries under one weight ``[D]`` and keys under another."""
+    """Every head by itself, queries under one weight ``[D]`` and keys under another.
+
+    Attributes:
+        normalize: the op.
+        heads: how many of both.
+    """
 
     def __init__(self, build: Build, names: tuple[str, str], spec: AttentionSpec, eps: float) -> None:
         size = spec.head_dim
         both = build.parameter(2 * size)
         self.slots = [WeightSlot(f"{name}.weight", (size,), both, i * size) for i, name in enumerate(names)]
         self.nbytes = 0
-        self._norm: Callable[..., Tensor] = build.kernels["norm.rms"]
+        self.normalize: Callable[..., Tensor] = build.kernels["norm.rms"]
         self.eps = eps
-        self._heads = (spec.num_heads, spec.num_kv_heads)
+        self.heads = (spec.num_heads, spec.num_kv_heads)
         self.weight = torch.empty(0)
         build.leaves.append(self)
 
     def finalize(self) -> None:
         q, k = self.slots[0].destination.take().view(2, -1)
-        heads, kv_heads = self._heads
+        heads, kv_heads = self.heads
         self.weight = torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1)))  # [H + Hkv, D]
         self.nbytes = self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._norm(x, self.weight, self.eps)
+        return self.normalize(x, self.weight, self.eps)

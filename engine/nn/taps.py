@@ -33,8 +33,7 @@ def tap(leaves: Sequence[Leaf], rotations: Sequence[Rotation], show: Show) -> No
         if isinstance(leaf, Linear):
             leaf.state = _ShownLinear(leaf.state, _names(leaf), leaf.parts if leaf.form != "gated" else (), show)
         elif isinstance(leaf, TiedHead):
-            head = leaf._build.names.head
-            leaf._run = _ShownLinear(leaf._run, (head,), (leaf._embedding.table.shape[0],), show)
+            leaf.state = _ShownLinear(leaf.state, (leaf.name,), (leaf.embedding.table.shape[0],), show)
         elif isinstance(leaf, Norm):
             _tap_norm(leaf, _names(leaf)[0], show)
         elif isinstance(leaf, RmsQKNorm):
@@ -69,7 +68,7 @@ class _ShownLinear:
 
 
 def _tap_norm(norm: Norm, name: str, show: Show) -> None:
-    plain, summed = norm._norm, norm._add
+    plain, summed = norm.normalize, norm.add_normalize
 
     def shown(x: Tensor, *rest: object) -> Tensor:
         show(name, "input", x.clone())
@@ -83,34 +82,34 @@ def _tap_norm(norm: Norm, name: str, show: Show) -> None:
         show(name, "output", y.clone())
         return y, total
 
-    norm._norm, norm._add = shown, shown_sum
+    norm.normalize, norm.add_normalize = shown, shown_sum
 
 
 def _tap_heads(norm: RmsQKNorm, show: Show) -> None:
-    plain, names = norm._norm, _names(norm)
+    plain, names = norm.normalize, _names(norm)
 
     def shown(x: Tensor, *rest: object) -> Tensor:
         y = plain(x, *rest)
-        for name, heads in zip(names, torch.split(y, list(norm._heads), 1), strict=True):
+        for name, heads in zip(names, torch.split(y, list(norm.heads), 1), strict=True):
             show(name, "output", heads.flatten(1).clone())
         return y
 
-    norm._norm = shown
+    norm.normalize = shown
 
 
 def _tap_table(embedding: Embedding, name: str, show: Show) -> None:
-    lookup = embedding._lookup
+    lookup = embedding.lookup
 
     def shown(ids: Tensor, table: Tensor) -> Tensor:
         y = lookup(ids, table)
         show(name, "output", y.clone())
         return y
 
-    embedding._lookup = shown
+    embedding.lookup = shown
 
 
 def _tap_rope(rope: Rope, show: Show) -> None:
-    apply = rope._apply
+    apply = rope.rotate
 
     def shown(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         show(ROPE, "cos", cos[:, 0].clone())
@@ -119,7 +118,7 @@ def _tap_rope(rope: Rope, show: Show) -> None:
         show(ROPE, "sin", sin_of_halves)
         return apply(x, cos, sin)
 
-    rope._apply = shown
+    rope.rotate = shown
 
 
 def _names(leaf: Leaf) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from sgl.engine.base.device import Device
 from sgl.engine.base.errors import SglError
 from sgl.engine.nn.spec import ModelSpec
-from sgl.engine.runtime.executor import TorchExecutor
+from sgl.engine.runtime.loaded import Loaded
 from sgl.engine.runtime.result import to_bytes
 
 MAX_ELEMENTS = 1 << 24
@@ -21,18 +21,19 @@ MAX_ELEMENTS = 1 << 24
 
 
 class Distributions:
-    """Those of one executor's model.
+    """Those of the model that is loaded.
 
     Args:
         dtype: the one that the model computes in; hidden states came from it, so that going back to it loses nothing.
     """
 
-    def __init__(self, executor: TorchExecutor, device: Device, dtype: torch.dtype, spec: ModelSpec) -> None:
-        self._executor = executor
+    def __init__(self, loaded: Loaded, device: Device, dtype: torch.dtype, spec: ModelSpec) -> None:
+        self._loaded = loaded
         self._device = device
         self._dtype = dtype
         self._spec = spec
 
+    @torch.inference_mode()
     def logprobs(self, hidden: bytes) -> dict[str, Any]:
         """float32 ``[N, V]`` as bytes, for hidden states float32 ``[N, hidden]``.
 
@@ -47,5 +48,5 @@ class Distributions:
             message = f"hidden must be 1 to {most} float32 vectors of {spec.hidden_size}, got {len(hidden)} bytes."
             raise SglError(message, param="hidden")
         rows = torch.frombuffer(bytearray(hidden), dtype=torch.float32).view(-1, spec.hidden_size)
-        found = self._executor.logprobs(rows.to(self._device.torch_device, self._dtype))
-        return {"logprobs": to_bytes(found, self._device)}
+        logits = self._loaded.logits(rows.to(self._device.torch_device, self._dtype))
+        return {"logprobs": to_bytes(logits.log_softmax(-1), self._device)}

@@ -7,12 +7,14 @@ as it is written. On a CPU a capture is the function itself.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -296,10 +298,12 @@ def _compiled(model: Forward) -> Forward:
     """The model by torch.compile, for one size; what it cannot compile stays as it is."""
 
     def forward(batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILED):
-            return compiled(batch, kv_layers, backend)
+        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILED, suppress_errors=True):
+            hidden: Tensor = compiled(batch, kv_layers, backend)
+            return hidden
 
-    compiled = torch.compile(model, dynamic=False)
+    # captures run in inference mode, which torch cannot compile when a decorator of the model enters it once more
+    compiled = torch.compile(MethodType(inspect.unwrap(type(model).__call__), model), dynamic=False)
     return forward
 
 

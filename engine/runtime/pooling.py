@@ -39,11 +39,11 @@ class Pooled:
 class Pooler:
     """Pools the rows of a model that has ``head``; the requests of any other have nothing to pool."""
 
-    def __init__(self, head: Head | None, table: SlotTable, num_slots: int) -> None:
+    def __init__(self, head: Head | None, table: SlotTable) -> None:
         self._head = head
         self._table = table
         size = head.hidden_size if head is not None else 0
-        self._totals = torch.zeros(num_slots, size, dtype=torch.float32, device=table.device)
+        self._totals = torch.zeros(len(table.computed), size, dtype=torch.float32, device=table.device)
 
     def with_types(self, step: Step) -> ForwardBatch:
         """The batch of a step with the segment of every token, where one of its rows holds two texts."""

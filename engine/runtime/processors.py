@@ -37,7 +37,7 @@ class BanTokens(CustomLogitProcessor, frozen=True):
         _check_ids(self.token_ids, vocab_size)
 
     def __call__(self, logits: Tensor, custom_param_list: Params) -> Tensor:
-        logits[:, self.token_ids] = _NEVER
+        logits[:, _context(custom_param_list).upload(self.token_ids)] = _NEVER
         return logits
 
 
@@ -52,7 +52,8 @@ class OnlyTokens(CustomLogitProcessor, frozen=True):
 
     def __call__(self, logits: Tensor, custom_param_list: Params) -> Tensor:
         kept = logits.new_full(logits.shape, _NEVER)
-        kept[:, self.token_ids] = logits[:, self.token_ids]
+        wanted = _context(custom_param_list).upload(self.token_ids)
+        kept[:, wanted] = logits[:, wanted]
         return kept
 
 
@@ -67,7 +68,7 @@ class ForceTokens(CustomLogitProcessor, frozen=True):
 
     def __call__(self, logits: Tensor, custom_param_list: Params) -> Tensor:
         context = _context(custom_param_list)
-        wanted, last = context.tokens.new_tensor(self.token_ids).long(), len(self.token_ids) - 1
+        wanted, last = context.upload(self.token_ids), len(self.token_ids) - 1
         ordinal = context.position - context.num_prompt
         return _forced(logits, wanted.gather(0, ordinal.clamp(max=last).view(1)), ordinal <= last)
 
@@ -80,7 +81,7 @@ class MinLength(CustomLogitProcessor, frozen=True):
 
     def __call__(self, logits: Tensor, custom_param_list: Params) -> Tensor:
         context = _context(custom_param_list)
-        stops = [token_id for token_id in context.stop_ids if token_id < logits.shape[1]]
+        stops = context.upload([token_id for token_id in context.stop_ids if token_id < logits.shape[1]])
         early = context.position - context.num_prompt < self.length
         logits[:, stops] = logits[:, stops].masked_fill(early, _NEVER)
         return logits
@@ -147,7 +148,7 @@ class ThinkingBudget(CustomLogitProcessor, frozen=True):
         ended = _last(tokens == self.end_id, places, end)
         is_thinking = (begun >= 0) & (ended <= begun)
         spent = end - 1 - begun
-        return _forced(logits, tokens.new_tensor(self.end_id).long(), is_thinking & (spent >= self.budget))
+        return _forced(logits, context.upload([self.end_id]), is_thinking & (spent >= self.budget))
 
 
 def _context(custom_param_list: Params) -> LogitContext:

@@ -34,6 +34,7 @@ class Rehearsal:
 
     def _run(self) -> None:
         try:
+            self._device.enter()
             executor = self._make()
             executor.warm_up()
             executor.close()

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgl.engine.base.processors import LogitContext
-from sgl.engine.base.types import Masks
+from sgl.engine.base.types import HostLogits, Masks
 from sgl.engine.runtime.batch import Draws
-from sgl.engine.runtime.logprobs import Scores, read_scores
-from sgl.engine.runtime.slots import SlotTable
+from sgl.engine.runtime.logprobs import MAX_ELEMENTS, Scores, read_scores
+from sgl.engine.runtime.slots import Feature, SlotTable
 from sgl.kernels.ops.draw import Draw, Filter, Filters
 from sgl.kernels.ops.draw import draw as reference_draw
+from sgl.kernels.ops.logprobs import GatherLogprobs, logprobs
 from sgl.kernels.ops.penalty import (
     PenalizeOutputs,
     PenalizeRepetition,
@@ -36,8 +37,8 @@ from sgl.kernels.registry import Kernels
 
 logger = logging.getLogger(__name__)
 
-MAX_ELEMENTS = 1 << 24
-"""Positions times vocabulary that are worked on at once, which bounds temporary copies of logits to 64 MB each."""
+_CHANGES: tuple[Feature, ...] = ("output_penalty", "repetition", "edits", "processor")
+"""What changes logits in place; masks do, too."""
 
 _CACHED_ELEMENTS = 1 << 18
 """The same for drawing on a CPU: what its cache holds, since drawing passes over its rows some twenty times."""
@@ -60,6 +61,7 @@ class SamplingOps:
 
     argmax: Argmax = argmax
     draw: Draw = reference_draw
+    logprobs: GatherLogprobs = logprobs
     mask: Mask = mask
     penalize_outputs: PenalizeOutputs = penalize_outputs
     penalize_repetition: PenalizeRepetition = penalize_repetition
@@ -86,9 +88,7 @@ class Sampler:
         """Chooses one token per draw. ``logits``, float32 [L, V], are overwritten."""
         table = self._table
         scored = draws.using("logprobs", table)
-        raw = [
-            (part, logits[self._index(part, draws)].log_softmax(-1)) for part in _blocks(scored, logits, MAX_ELEMENTS)
-        ]
+        raw = self._raw(logits, draws, scored, masks)
         self._edit(logits, draws)
         self._penalize_outputs(logits, draws)
         self._penalize_repetition(logits, draws)
@@ -96,14 +96,27 @@ class Sampler:
         token_ids, peaks = self._choose(logits, draws, masks)
         scores = (
             read_scores(
-                logprobs,
+                given,
                 token_ids[self._index(part, draws)],
                 [table.inits[draws.slot_ids[draw]].wants for draw in part],
                 table.upload,
+                self._ops.logprobs,
             )
-            for part, logprobs in raw
+            for part, given in raw
         )
         return Samples(token_ids, peaks, tuple(scored), tuple(scores), failures)
+
+    def _raw(
+        self, logits: Tensor, draws: Draws, scored: Sequence[int], masks: Masks
+    ) -> list[tuple[Sequence[int], Tensor]]:
+        """The logits of ``scored`` draws as the model gave them; a copy where what follows would change them."""
+        is_changed = bool(masks.rows) or any(self._table.users[feature] for feature in _CHANGES)
+        raw = []
+        for part in _blocks(scored, logits, MAX_ELEMENTS):
+            given = logits[self._index(part, draws)]
+            is_view = len(part) == len(draws)
+            raw.append((part, given.clone() if is_changed and is_view else given))
+        return raw
 
     def filters(self, draws: Draws) -> Filters:
         """What N sampled draws make of their distributions."""
@@ -115,24 +128,25 @@ class Sampler:
         return Filters(table.scalars["temperature"][slots], table.integers["top_k"][slots], top_p, min_p, users, most)
 
     def _choose(self, logits: Tensor, draws: Draws, masks: Masks) -> tuple[Tensor, Tensor]:
-        constrained = [draw for draw, row in enumerate(draws.rows) if row in masks.rows] if masks.rows else []
-        assert len(constrained) <= len(masks.rows), "a mask is for one position, its row cannot verify drafts"
+        masked = masks.rows
+        constrained = [draw for draw, row in enumerate(draws.rows) if row in masked] if masked else []
+        assert len(constrained) <= len(masked), "a mask is for one position, its row cannot verify drafts"
         sampled = draws.using("sampled", self._table)
         if not self._has_tokens:
             self._mask(logits, draws, constrained, masks)
         token_ids, peaks = self._ops.argmax(logits)
-        settled: dict[int, int] = {}
         if constrained and self._has_tokens:
-            settled = _settled(token_ids, draws, constrained, sampled, masks)
-            sampled = [draw for draw in sampled if draw not in settled]
-            if len(settled) < len(constrained):
-                self._mask(logits, draws, [draw for draw in constrained if draw not in settled], masks)
-                token_ids, peaks = self._ops.argmax(logits)
+            unclear = _settle(logits, token_ids, draws, constrained, sampled, masks)
+            if sampled:
+                settled = set(constrained).difference(unclear)
+                sampled = [draw for draw in sampled if draw not in settled]
+            if unclear:
+                self._mask(logits, draws, unclear, masks)
+                places, peaks = self._ops.argmax(logits)
+                token_ids[unclear] = places[unclear]
         for part in _blocks(sampled, logits, self._draw_elements):
             index = self._index(part, draws)
             token_ids[index] = self._draw(logits[index], draws.take(part, index))
-        if settled:
-            token_ids.numpy()[list(settled)] = list(settled.values())
         return token_ids, peaks
 
     def _draw(self, logits: Tensor, draws: Draws) -> Tensor:
@@ -184,7 +198,9 @@ class Sampler:
             slot, row = draws.slot_ids[draw], logits[draw : draw + 1]
             init = self._table.inits[slot]
             stop_ids = (*init.params.stop_token_ids, *(() if init.params.ignore_eos else init.eos_ids))
-            context = LogitContext(self._table.tokens[slot], draws.positions[draw], init.num_prompt, stop_ids)
+            context = LogitContext(
+                self._table.tokens[slot], draws.positions[draw], init.num_prompt, stop_ids, self._upload_ids
+            )
             try:
                 row.copy_(self._table.processors[slot](row, context))
             except Exception as error:
@@ -193,6 +209,9 @@ class Sampler:
                 failures[draw] = f"The logit processor {init.params.processor.name!r} failed: {error!r:.200}"
                 row.zero_()
         return failures
+
+    def _upload_ids(self, ids: Sequence[int]) -> Tensor:
+        return self._upload(np.array(ids, np.int64))
 
     def _mask(self, logits: Tensor, draws: Draws, part: Sequence[int], masks: Masks) -> None:
         if part:
@@ -208,15 +227,24 @@ class Sampler:
         return slice(None) if len(part) == len(draws) else self._upload(np.array(part))
 
 
-def _settled(
-    token_ids: Tensor, draws: Draws, constrained: Sequence[int], sampled: Sequence[int], masks: Masks
-) -> dict[int, int]:
-    """The tokens that need no mask, by draw: with a little luck all but those that are drawn at random."""
-    likeliest = token_ids.tolist()
+def _settle(
+    logits: Tensor, token_ids: Tensor, draws: Draws, constrained: Sequence[int], sampled: Sequence[int], masks: Masks
+) -> list[int]:
+    """Writes the tokens that need no mask; returns the draws that do, with a little luck only those at random."""
+    chosen = token_ids.numpy()
+    likeliest = chosen.tolist()
     for draw in sampled:
         likeliest[draw] = -1
-    settled = masks.settle([draws.rows[draw] for draw in constrained], [likeliest[draw] for draw in constrained])
-    return {draw: token_id for draw, token_id in zip(constrained, settled, strict=True) if token_id >= 0}
+    rows: Sequence[int] = draws.rows
+    if len(constrained) < len(likeliest):
+        rows, likeliest = [rows[draw] for draw in constrained], [likeliest[draw] for draw in constrained]
+    settled = masks.settle(rows, likeliest, HostLogits(logits.data_ptr(), logits.shape[1], constrained))
+    if settled == likeliest and not sampled:
+        return []
+    for draw, token_id in zip(constrained, settled, strict=True):
+        if token_id >= 0:
+            chosen[draw] = token_id
+    return [draw for draw, token_id in zip(constrained, settled, strict=True) if token_id < 0]
 
 
 def _stacked(masks: Sequence[bytes], vocab_size: int) -> NDArray[np.uint8]:

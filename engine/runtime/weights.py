@@ -25,7 +25,7 @@ from sgl.engine.base.errors import ModelError, SglError
 from sgl.engine.base.types import FinishReason, Output
 from sgl.engine.models.loader import read_rows, weight_files
 from sgl.engine.nn.decoder import Model
-from sgl.engine.runtime.executor import TorchExecutor
+from sgl.engine.runtime.loaded import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,16 @@ class Requests(Protocol):
         """Empties the prefix cache, of which nobody may use anything."""
 
 
+class Check(Protocol):
+    """Looks at what the loaded weights compute before anybody is served with them."""
+
+    def check(self, source: Source) -> None:
+        """
+        Raises:
+            ModelError: nobody should be.
+        """
+
+
 Load = Callable[[str, str], Model]
 """From a path and a load format to a model of the same architecture and sizes; raises ModelError."""
 
@@ -108,30 +118,33 @@ class Source:
 
 
 class Weights:
-    """The weights of one executor.
+    """The weights of one engine.
 
     Args:
         model, source: what it computes with now.
         load: reads others.
         locate: from a path to a directory with its files; raises ModelError.
+        canary: looks at new weights.
     """
 
     def __init__(
         self,
-        executor: TorchExecutor,
+        loaded: Loaded,
         requests: Requests,
         device: Device,
         model: Model,
         source: Source,
         load: Load,
         locate: Callable[[str], Path],
+        canary: Check,
     ) -> None:
         self.requests = requests
-        self._executor = executor
+        self._loaded = loaded
         self._device = device
         self._source = source
         self._load = load
         self._locate = locate
+        self._canary = canary
         self._dtype = model.kv_specs[0].dtype
         self._size_bytes = model.weight_bytes
         self._num_updates = 0
@@ -182,7 +195,7 @@ class Weights:
         message = "The engine's memory is released; call /resume_memory_occupation first."
         self.requests.shut(FinishReason(kind="abort", message=message, status=503, code="memory_released"))
         self.requests.forget_prefixes()
-        self._executor.release()
+        self._loaded.release()
         self._trim()
         self._is_released = True
         return {"success": True}
@@ -216,6 +229,10 @@ class Weights:
 
     # ---- for updates -------------------------------------------------------------------------------------------------
 
+    def enter(self) -> None:
+        """A thread of its own begins to read."""
+        self._device.enter()
+
     def read(self, path: str, load_format: str) -> tuple[Source, Model]:
         """On a thread of its own; changes nothing here."""
         try:
@@ -230,18 +247,30 @@ class Weights:
         return source, model
 
     def install(self, source: Source, model: Model) -> None:
-        """Computes with other weights from the next step on."""
+        """Computes with other weights from the next step on.
+
+        Raises:
+            ModelError: the canary says no; the weights are those from before.
+        """
         self.requests.forget_prefixes()
-        self._executor.exchange(model)
-        self._trim()
+        before = self._loaded.exchange(model)
+        try:
+            self._canary.check(source)
+        except Exception:
+            if self._is_released:
+                self._loaded.release()
+            else:
+                self._loaded.exchange(before)
+            raise
         if not self._is_released or source.fingerprint != self._source.fingerprint:
             self._num_updates += 1
         self._source, self._is_released = source, False
         logger.info("The weights are now those of %s.", source.path)
 
     def close_update(self) -> None:
-        """An exchange is over, well or not."""
+        """An exchange is over, well or not, and nobody holds the model that is not used."""
         self._update = None
+        self._trim()
         self.requests.resume()
         if not self._is_released:
             self.requests.shut(None)
@@ -302,7 +331,10 @@ class Update:
         (source, model), self._found = self._found, None
         try:
             weights.install(source, model)
+        except ModelError as error:
+            return outputs, {"success": False, "message": _reason(error)}
         finally:
+            del model
             weights.close_update()
         return outputs, {"success": True, "message": "Succeeded to update model weights.", "model_path": source.path}
 
@@ -312,6 +344,7 @@ class Update:
 
     def _read(self, path: str, load_format: str) -> None:
         try:
+            self._weights.enter()
             self._found = self._weights.read(path, load_format)
         except Exception as error:  # noqa: BLE001 - `advance` reports it
             self._error = error

@@ -18,7 +18,7 @@ from sgl.quant.recipes.plan import Plan, to_json
 from sgl.quant.recipes.report import LayerError
 
 _SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-_NOT_COPIED = ("config.json", hub.EVIDENCE_FILE, "quantization_config.json")
+_NOT_COPIED = ("config.json", hub.EVIDENCE_FILE, hub.CANARY_FILE, "quantization_config.json")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _MOST_BYTES = 256 << 20
 _PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "llmcompressor")

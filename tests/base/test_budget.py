@@ -115,10 +115,12 @@ def test_on_a_gpu_what_is_really_left_decides() -> None:
         weight_bytes=10 * GIB,
         kv_bytes_per_page=MIB,
         activation_bytes=256 * MIB,
-        graph_bytes=768 * MIB,
+        graph_bytes=512 * MIB,
+        workspace_bytes=256 * MIB,
         free_after_bytes=67 * GIB,  # 3 GiB of 80 went to others
     )
     assert budget.num_pages == (40 - 10 - 3 - 1) * 1024
     lines = {line.name: line.size_bytes for line in budget.lines}
-    assert lines["others"] == -3 * GIB and lines["CUDA graphs"] == -768 * MIB and lines["left"] == 0
+    assert lines["others"] == -3 * GIB and lines["CUDA graphs"] == -512 * MIB and lines["left"] == 0
+    assert lines["attention workspace"] == -256 * MIB
     assert lines["usable"] == 40 * GIB

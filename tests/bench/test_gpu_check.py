@@ -40,7 +40,7 @@ def test_engines_agree_with_themselves(section: Any) -> None:
 
 def test_what_is_late_is_named() -> None:
     result = Model("qwen3-0.6b", decode=("decode", 1, 2))(Context(TINY, float("-inf")))
-    assert result["figures"] == []
+    assert result["figures"] == [] and result["failed"] == {"decode": "TimeoutError: not reached in time"}
 
 
 ENTRY = TokenLogprob(3, -0.5, ((3, -0.5), (4, -0.6)))
@@ -80,6 +80,7 @@ class Process:
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         outcome = self.outcomes[self.name]
         if outcome == "hangs" and timeout is not None:
+            self.result.write_text('{"running": "the check that hangs"}')
             raise gpu_check.subprocess.TimeoutExpired("part", timeout)
         if isinstance(outcome, dict):
             self.result.write_text(json.dumps(outcome))
@@ -98,7 +99,11 @@ def test_no_part_takes_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check.subprocess, "Popen", Process)
     monkeypatch.setattr(gpu_check, "_commit", lambda: "0123456789abcdef")
     parts = [Part(name, f"part {name}", 60, lambda: dict) for name in Process.outcomes]  # type: ignore[arg-type,return-value]
-    report = check(parts, dry_run=True)
+    kept: list[str] = []
+    report = check(parts, dry_run=True, keep=lambda report: kept.append(json.dumps(report)))
+    assert len(kept) == 1 + len(parts) and json.loads(kept[-1]) == report
+    assert [one["status"] for one in json.loads(kept[1])["parts"].values()] == ["failed", *["not reached"] * 3]
+    assert report["parts"]["b"]["result"] == {"running": "the check that hangs"}
     assert [one["status"] for one in report["parts"].values()] == ["failed", "timeout", "ok", "failed"]
     assert report["parts"]["a"]["output"] == "the last words"
     text = table(report)

@@ -98,7 +98,7 @@ def running(api_key: str = "") -> Iterator[FakeServer]:
         yield fake
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         sock.close()
 
 

@@ -86,15 +86,6 @@ def test_a_run_is_shown_recorded_and_resumed(evaluate: Evaluate, tmp_path: Path)
     assert other.code == 2 and "has answers of other settings (facts.dtype: 'bfloat16', now 'float32')" in other.err
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As at a terminal: programs that were started in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_was_answered(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     own, count = Local.answer, 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from sgl.cli.explain_request import explain
 from sgl.cli.profile_diff import diff
@@ -41,6 +42,20 @@ def test_a_report_as_tables_and_as_a_page(trace: Path, capsys: pytest.CaptureFix
         report(trace=str(trace), machine=str(trace))
     with pytest.raises(ConfigError, match="--output"):
         report(trace=str(trace), machine="none", output=str(trace / "page.html"))
+
+
+def test_a_narrow_terminal_has_the_first_columns(
+    trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    report(trace=str(trace), machine="none")
+    assert "bound by" in capsys.readouterr().out, "a pipe has them all"
+    monkeypatch.setattr(Console, "is_terminal", True)
+    report(trace=str(trace), machine="none")
+    told = capsys.readouterr().out
+    assert "calls" in told and "share" in told and "bound by" not in told and "GFLOP" not in told
+    rows = [line for line in told.splitlines() if line.startswith(("qkv", "forward"))]
+    assert rows and max(map(len, rows)) <= 40
 
 
 def test_two_traces(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_right_drafts_save_steps() -> None:
 @pytest.mark.parametrize("start", [0, 1, 7, 39])
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_prompt_logprobs(start: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgl.engine.runtime.executor.MAX_ELEMENTS", block * VOCAB_SIZE)
+    monkeypatch.setattr("sgl.engine.runtime.logprobs.MAX_ELEMENTS", block * VOCAB_SIZE)
     model = TinyModel()
     prompt = tuple(random.Random(start).randrange(VOCAB_SIZE) for _ in range(40))
     wants = Wants(logprob_start=start, top_logprobs=3, token_logprob_ids=(0, 60))
@@ -216,7 +216,7 @@ def test_a_mask_that_allows_nothing_is_an_error_of_its_row() -> None:
 
 def test_bytes_per_page_are_those_of_the_allocated_tensors() -> None:
     model = TinyModel()
-    layers = make_executor(model)._kv
+    layers = make_executor(model).loaded._kv
     size = sum(cache.numel() * cache.element_size() for layer in layers for cache in (layer.k, layer.v))
     assert kv_bytes_per_page(model.kv_specs, PAGE) * NUM_PAGES == size
     assert not any(cache.any() for layer in layers for cache in (layer.k, layer.v))

@@ -116,7 +116,7 @@ def test_nothing_on_the_device_is_used_too_early_or_too_late(
             pass
         check(play(executor, inits, num_draft, **settings), expected)
     if graphs is not None:
-        captured = executor._runner
+        captured = executor.loaded.runner
         assert isinstance(captured, Graphs)
         q_lens = (1, 1 + num_draft) if num_draft else (1,)
         wanted = [*((q_len, rows) for q_len in q_lens for rows in graphs.rows), *((0, size) for size in graphs.tokens)]
@@ -130,7 +130,7 @@ def test_a_size_that_is_missed_often_is_captured_in_between(model: Model) -> Non
     with device.active():
         executor = make_executor(model, device, OPTIONS)
         check(play(executor, inits, overlap=1), expected)
-        assert isinstance(executor._runner, Graphs) and executor._runner.sizes
+        assert isinstance(executor.loaded.runner, Graphs) and executor.loaded.runner.sizes
 
 
 def test_what_waits_for_the_device_is_noticed() -> None:
@@ -169,7 +169,7 @@ def test_without_memory_for_captures_steps_run_as_they_are(model: Model, caplog:
         while executor.prepare():
             pass
         check(play(executor, inits), expected)
-    assert isinstance(executor._runner, Graphs) and executor._runner.sizes == []
+    assert isinstance(executor.loaded.runner, Graphs) and executor.loaded.runner.sizes == []
     assert "'CUDA graphs'; lower --cuda-graph-max-bs or --mem-fraction-static" in caplog.text
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.processors import (
@@ -114,6 +115,29 @@ def test_shipped_processors_do_what_they_are_defined_to_do(processor: CustomLogi
         logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(rng.randrange(1000)))
         expected = torch.tensor([naive(logits[0].tolist(), tokens, num_prompt)])
         torch.testing.assert_close(run(logits.clone(), context), expected, msg=f"{tokens} {num_prompt}")
+
+
+class Refusing(TorchDispatchMode):
+    """Raises an error where numbers of the host become a tensor: a GPU copies them while the host waits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket is not torch.ops.aten.lift_fresh or args[0].dim() == 0, "a list as a tensor"
+        return func(*args, **(kwargs or {}))
+
+
+def uploaded(ids: Sequence[int]) -> torch.Tensor:
+    with _disable_current_modes():
+        return torch.tensor(ids, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("processor", [processor for processor, _ in CASES], ids=repr)
+def test_shipped_processors_wait_for_nothing(processor: CustomLogitProcessor) -> None:
+    tokens, position = torch.tensor([3, 8, 3, 8, 3, 8, 9, 3], dtype=torch.int32), torch.tensor(6)
+    run, logits = make_processor(read_processor(processor.to_str(), None)), torch.zeros(1, VOCAB)
+    with pytest.raises(AssertionError, match="a list"), Refusing():
+        logits[:, [1, 2]] = 1.0
+    with Refusing():
+        run(logits, LogitContext(tokens, position, 2, STOPS, uploaded))
 
 
 def test_every_shipped_processor_is_tested() -> None:

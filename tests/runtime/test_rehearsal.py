@@ -30,7 +30,7 @@ def test_a_few_layers_run_a_few_steps(tmp_path: Path) -> None:
         return executor
 
     Rehearsal(make, CpuDevice()).join()
-    assert made and made[0]._kv == ()  # closed, so it came to its end
+    assert made and made[0].loaded._kv == ()  # closed, so it came to its end
 
 
 def test_what_fails_there_fails_nowhere(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from sgl.engine.base.types import KnownMasks, PageRun, Row, RowInit, SamplingParams, StepPlan, TokenLogprob, Wants
+from sgl.engine.base.types import (
+    HostLogits,
+    KnownMasks,
+    PageRun,
+    Row,
+    RowInit,
+    SamplingParams,
+    StepPlan,
+    TokenLogprob,
+    Wants,
+)
 from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.result import read_logprobs
 from sgl.engine.runtime.sampler import Sampler, Samples
@@ -225,7 +235,7 @@ class Grammars:
         self.rows = masks
         self.have_read: set[int] = set()
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None) -> list[int]:
         return [self._settle(self.rows[row], token_id) for row, token_id in zip(rows, likeliest, strict=True)]
 
     @staticmethod

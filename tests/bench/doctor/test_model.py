@@ -96,6 +96,20 @@ def test_the_demo_model_has_no_fault() -> None:
     assert not report.faults and not report.skipped
 
 
+def test_what_transformers_cannot_load_is_said(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our reader of tokenizers takes more than the library's; then there is nothing to compare with."""
+    from transformers import AutoTokenizer
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Tokenizer class Exotic does not exist.\nSee the documentation.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    report = examine(Subject(str(planted("llama"))))
+    [told] = [line for line in report.skipped if line.startswith("tokenizer")]
+    assert told.endswith("transformers cannot load it: Tokenizer class Exotic does not exist.")
+    assert report.done[0].startswith("tokenizer of ")
+
+
 def test_weights_swapped_in_a_layer_of_the_checkpoint(planted: Any, healthy: Any) -> None:
     def swap(tensors: dict[str, Tensor]) -> None:
         tensors[GATE], tensors[UP] = tensors[UP], tensors[GATE]
