@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_careless(config: Any, inbox: Any, outbox: Any) -> Any:
     """An engine whose scores depend, a little, on how many rows there are."""
     built = assembly.build_loop(config, inbox, outbox)
-    model = built._executor._model
+    model = built._executor.loaded._model
     scores = model.logits
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:

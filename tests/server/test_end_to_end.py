@@ -53,12 +53,12 @@ def no_page_is_lost(server: Live) -> Iterator[None]:
     yield
 
     def is_settled() -> bool:
-        pages = httpx.get(f"{server.url}/get_server_info").json()["pages"]
+        pages = httpx.get(f"{server.url}/get_server_info", timeout=60).json()["pages"]
         return bool(pages["free"] + pages["cached"] == pages["total"])
 
     until(is_settled)
     assert server.engine.num_active == 0
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def _stream_text(http: httpx.Client, path: str, body: dict[str, Any], read: Any) -> dict[int, str]:
@@ -214,11 +214,21 @@ def test_the_whole_program(checkpoint: Path) -> None:
         url = program.wait_for(r" running on (\S+)")[1]
         program.wait_for("ready to roll")
         body = {"messages": HI, "max_tokens": 5, "ignore_eos": True}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 5
-        startup = httpx.get(f"{url}/get_server_info").json()["startup"]
+        startup = httpx.get(f"{url}/get_server_info", timeout=60).json()["startup"]
         total_s = startup.pop("total")
-        own = ["command line", "engine process", "imports", "kernels", "weights", "KV cache", "front", "warm-up"]
+        own = [
+            "command line",
+            "engine process",
+            "imports",
+            "kernels",
+            "weights",
+            "KV cache",
+            "canary",
+            "front",
+            "warm-up",
+        ]
         assert list(startup) == own
         assert min(startup.values()) >= 0 and sum(startup.values()) == pytest.approx(total_s)
         assert total_s <= time.monotonic() - begun_s + 0.02  # the kernel counts hundredths of a second
