@@ -153,5 +153,5 @@ def serve(server: FakeServer) -> Iterator[FakeServer]:
         yield server
     finally:
         program.should_exit = True
-        thread.join(20)
+        thread.join(60)
         sock.close()

@@ -17,6 +17,24 @@ def done(sample: Sample, cached: int | None) -> Outcome:
     return Outcome(0.0, 1.0, input_len=len(sample.input_ids), output_len=sample.output_len, cached_len=cached)
 
 
+def test_a_pause_between_two_clocks_is_no_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 5.0
+
+    def monotonic() -> float:
+        return now_s
+
+    def wall() -> float:
+        """Reads the clock; then, the first time, others are given the processor."""
+        nonlocal now_s
+        read_s = 100.0 + now_s
+        now_s += 3.0 if now_s == 5.0 else 0.0
+        return read_s
+
+    monkeypatch.setattr("sgl.bench.contamination.time.monotonic", monotonic)
+    monkeypatch.setattr("sgl.bench.contamination.time.time", wall)
+    assert Clocks.now() == Clocks(108.0, 8.0)
+
+
 @pytest.mark.parametrize(("jump_s", "elapsed_s"), [(0.0, 1.0), (0.09, 1.0), (-0.09, 1.0), (3.0, 3600.0)])
 def test_clocks_that_are_adjusted_may_part_a_little(jump_s: float, elapsed_s: float) -> None:
     Clocks(100.0, 5.0).check(Clocks(100.0 + elapsed_s + jump_s, 5.0 + elapsed_s))

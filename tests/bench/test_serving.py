@@ -200,7 +200,9 @@ def test_a_real_server_with_other_guests_is_refused(real_server: Live) -> None:
     body = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
 
     def guest(total: int) -> Run:
-        return Run(lambda _: httpx.post(f"{real_server.url}/generate", json=body).raise_for_status() and None)
+        return Run(
+            lambda _: httpx.post(f"{real_server.url}/generate", json=body, timeout=60).raise_for_status() and None
+        )
 
     with pytest.raises(ContaminatedError, match=r"it took 4 requests, 2 of them ours"):
         list(series.measure(connected, plan, Vocabulary.of(connected.tokenizer), guest))

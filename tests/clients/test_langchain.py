@@ -33,7 +33,7 @@ def _chat(base_url: str, **clients: Any) -> Any:
 @pytest.fixture
 def chat(base_url: str) -> Iterator[Any]:
     """The client would never close its connections by itself."""
-    with httpx.Client() as http:
+    with httpx.Client(timeout=60) as http:
         yield _chat(base_url, http_client=http)
 
 
@@ -45,7 +45,7 @@ def test_whole_and_streamed(chat: Any) -> None:
 
 def test_several_at_once(base_url: str) -> None:
     async def ask() -> Any:
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             return await _chat(base_url, http_async_client=http).abatch([QUESTION] * 4)
 
     answers = asyncio.run(ask())
@@ -71,7 +71,7 @@ def test_embeddings_of_a_model_that_makes_none_are_refused(base_url: str) -> Non
     import openai
     from langchain_openai import OpenAIEmbeddings
 
-    with httpx.Client() as http:
+    with httpx.Client(timeout=60) as http:
         embeddings = OpenAIEmbeddings(
             base_url=base_url,
             api_key=pydantic.SecretStr(KEY),

@@ -120,7 +120,7 @@ def nothing_is_lost(server: Live) -> Iterator[None]:
         healthy.join(60)
     assert all(last == undisturbed for last in streams)
     until(lambda: server.engine.num_active == 0)
-    until(lambda: _is_whole(httpx.get(f"{server.url}/get_server_info").json()["pages"]))
+    until(lambda: _is_whole(httpx.get(f"{server.url}/get_server_info", timeout=60).json()["pages"]))
     until(lambda: server.engine.stats.num_running == 0)
     until(lambda: _num_files(server) <= num_files)
 
@@ -176,7 +176,7 @@ def _fault(case: Case, status: int, data: bytes) -> str:
 def _run(server: Live, cases: Iterable[Case]) -> tuple[list[str], list[float]]:
     """What was wrong, and how long each answer took."""
     faults, times_s = [], []
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for case in cases:
         start_s = time.perf_counter()
         try:
@@ -226,7 +226,7 @@ def test_bad_input_to_an_embedding_model_is_refused(embedder: Live) -> None:
     faults, _ = _run(embedder, found)
     assert not faults, _shown(faults, len(found))
     until(lambda: embedder.engine.num_active == 0)
-    until(lambda: _is_whole(httpx.get(f"{embedder.url}/get_server_info").json()["pages"]))
+    until(lambda: _is_whole(httpx.get(f"{embedder.url}/get_server_info", timeout=60).json()["pages"]))
 
 
 @pytest.mark.slow

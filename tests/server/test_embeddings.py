@@ -359,9 +359,9 @@ def test_a_model_with_vectors_does_not_generate(model: str, servers: Any) -> Non
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
     ):
         assert "does not generate text" in refusal(server, path, body)["message"]
-    info = httpx.get(f"{server.url}/get_model_info").json()
+    info = httpx.get(f"{server.url}/get_model_info", timeout=60).json()
     assert info.keys() == {"model_path", "tokenizer_path", "is_generation"} and info["is_generation"] is False
-    assert httpx.get(f"{server.url}/health_generate", timeout=30).status_code == 200
+    assert httpx.get(f"{server.url}/health_generate", timeout=60).status_code == 200
 
 
 def test_a_head_for_scores_gives_no_embeddings_and_several_scores_no_ranking(servers: Any) -> None:
@@ -387,7 +387,7 @@ def test_requests_are_counted_and_no_page_is_lost(servers: Any) -> None:
     server = servers("bert")
 
     def tokens() -> float:
-        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
         return float(next(line for line in lines if line.startswith("sglang:prompt_tokens_total")).rpartition(" ")[2])
 
     before = tokens()
@@ -395,7 +395,7 @@ def test_requests_are_counted_and_no_page_is_lost(servers: Any) -> None:
     assert tokens() - before == used
 
     def is_settled() -> bool:
-        pages = httpx.get(f"{server.url}/get_server_info", timeout=30).json()["pages"]
+        pages = httpx.get(f"{server.url}/get_server_info", timeout=60).json()["pages"]
         return bool(pages["free"] == pages["total"])
 
     until(is_settled)

@@ -25,5 +25,5 @@ def test_no_request_is_a_server_error(mode: str, tmp_path: Path) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-20_000:]
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
         assert not server.engine.num_active

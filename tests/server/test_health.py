@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_an_engine_that_is_silent_or_dead_is_not_ready(serve: Serve) -> None:
     served = serve(serve_watchdog_timeout=30.0)
     served.engine.last_heartbeat_s = time.monotonic() - 40
     error = served.get("/readyz").json()["error"]
-    assert error["code"] == "engine_stuck" and "40 s" in error["message"]
+    assert error["code"] == "engine_stuck" and re.search(r" \d\d+ s", error["message"])
     served.client.die(EngineDiedError("killed"))
     assert served.get("/readyz").json()["error"]["code"] == "engine_dead"
     assert [served.get(path).status_code for path in PROBES] == [200, 503, 200]
@@ -66,8 +67,8 @@ def test_a_server_that_drains_is_not_ready() -> None:
         with post(server.port, "/generate", long, "Connection: close\r\n"):
             until(lambda: server.client.running)
             server.state.is_draining = True
-            assert httpx.get(f"{server.url}/readyz").json()["error"]["code"] == "draining"
-            assert httpx.get(f"{server.url}/livez").status_code == 200
+            assert httpx.get(f"{server.url}/readyz", timeout=60).json()["error"]["code"] == "draining"
+            assert httpx.get(f"{server.url}/livez", timeout=60).status_code == 200
 
 
 def test_the_whole_program_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -81,6 +82,6 @@ def test_the_whole_program_tells_how_far_it_is(tmp_path: Path) -> None:
 
 def _status(port: int, path: str) -> int:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}{path}").status_code
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=60).status_code
     except httpx.ConnectError:
         return 0

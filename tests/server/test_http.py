@@ -57,7 +57,7 @@ def test_malformed_http_is_refused_and_nobody_else_notices(request_bytes: bytes)
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
             sock.sendall(request_bytes)
             assert read_all(sock)[:10] in (b"HTTP/1.1 4", b"")  # a reset can overtake the answer
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -65,14 +65,14 @@ def test_a_body_of_100_mb_is_refused_without_being_held(chunked: bool) -> None:
     megabyte = b"x" * 2**20
     with process(serve_max_body_bytes=2**20) as server:
         url = server.wait_for("ready at (.*)")[1]
-        httpx.post(f"{url}/generate", json={"text": "warm"})
+        httpx.post(f"{url}/generate", json={"text": "warm"}, timeout=60)
         peak_kb = _peak_kb(server)
         content = (megabyte for _ in range(100)) if chunked else megabyte * 100
         answer = httpx.post(f"{url}/generate", content=content, timeout=60)
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "body_too_large"
         assert _peak_kb(server) - peak_kb < 16 * 1024
-        assert httpx.post(f"{url}/generate", json={"text": "ok"}).json()["text"] == "ok"
+        assert httpx.post(f"{url}/generate", json={"text": "ok"}, timeout=60).json()["text"] == "ok"
 
 
 def _peak_kb(server: Process) -> int:
@@ -90,7 +90,7 @@ def test_from_start_to_drained_exit(tmp_path: Path) -> None:
         assert early.headers["retry-after"] == "1"
         start.touch()
         assert server.wait_for("ready at (.*)")[1] == url
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
 
         with post(port, "/generate", LONG) as whole, post(port, "/generate", {**LONG, "stream": True}) as streamed:
             first = streamed.recv(1000)
@@ -151,7 +151,7 @@ def test_an_engine_that_does_not_start_ends_the_server() -> None:
 def test_quiet_levels_are_quiet() -> None:
     with process(observe_log_level="info", observe_log_level_http="warning") as server:
         url = server.wait_for("ready at (.*)")[1]
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=60)
         server.popen.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert not any("/health" in line for line in server.log)
@@ -160,7 +160,7 @@ def test_quiet_levels_are_quiet() -> None:
 
 def _try_get(url: str) -> httpx.Response | None:
     try:
-        return httpx.get(url)
+        return httpx.get(url, timeout=60)
     except httpx.TransportError:
         return None
 

@@ -118,7 +118,7 @@ def test_aborts_by_reason() -> None:
 
 
 def _scrape(url: str) -> str:
-    return httpx.get(f"{url}/metrics").text
+    return httpx.get(f"{url}/metrics", timeout=60).text
 
 
 def test_an_engine_that_dies_aborts(serve: Serve) -> None:

@@ -70,7 +70,10 @@ def _unchunked(raw: bytes) -> str:
 
 
 def test_streams_are_not_to_be_cached_or_held_back() -> None:
-    with live() as server, httpx.stream("POST", f"{server.url}/generate", json={"text": "a", "stream": True}) as answer:
+    with (
+        live() as server,
+        httpx.stream("POST", f"{server.url}/generate", json={"text": "a", "stream": True}, timeout=60) as answer,
+    ):
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-accel-buffering"] == "no"
@@ -79,5 +82,5 @@ def test_streams_are_not_to_be_cached_or_held_back() -> None:
 
 
 def _still_serves(server: LiveEcho) -> None:
-    answer = httpx.post(f"{server.url}/generate", json={"text": "ok"})
+    answer = httpx.post(f"{server.url}/generate", json={"text": "ok"}, timeout=60)
     assert answer.json()["text"] == "ok"

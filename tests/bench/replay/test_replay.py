@@ -51,8 +51,8 @@ def test_a_recording_is_answered_again_alike(tmp_path: Path) -> None:
             bodies = {"/generate": native, "/v1/completions": {**asked, "prompt": f"question {number}"}}
             for path, body in bodies.items():
                 headers = {"x-request-id": f"{path}{number}"}
-                assert httpx.post(recorded.url + path, json=body, headers=headers).status_code == 200
-        assert httpx.post(recorded.url + "/generate", json={"text": 3}).status_code == 400
+                assert httpx.post(recorded.url + path, json=body, headers=headers, timeout=60).status_code == 200
+        assert httpx.post(recorded.url + "/generate", json={"text": 3}, timeout=60).status_code == 400
     exchanges = read(tmp_path / "a")
     assert len(exchanges) == 9
     with live(observe_record=str(tmp_path / "b")) as other:

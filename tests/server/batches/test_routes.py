@@ -120,7 +120,7 @@ def test_bad_questions_are_refused(http: httpx.Client, path: str, param: str | N
 
 def test_a_key_is_needed(server: LiveEcho) -> None:
     for method, path in (("GET", "/v1/files"), ("POST", "/v1/files"), ("GET", "/v1/batches"), ("POST", "/v1/batches")):
-        assert httpx.request(method, server.url + path).status_code == 401
+        assert httpx.request(method, server.url + path, timeout=60).status_code == 401
 
 
 def test_options_names_the_methods_of_all_routes_of_a_path(http: httpx.Client) -> None:

@@ -29,19 +29,27 @@ def worked(root: Path, rng: random.Random | None = None) -> None:
     """
     command = [sys.executable, "-m", "tests.server.batches.worker_process", str(root)]
     command += [str(NUM_LINES // 5)] if rng is not None else []
+    enough = root / "enough"
+    enough.unlink(missing_ok=True)
     goal = _num_bytes(root) + (rng.randrange(20_000) if rng is not None else 0)
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process, contextlib.ExitStack() as stack:
+        if rng is not None:
+            stack.callback(process.kill)  # it would not end by itself
         assert process.stdout is not None
         assert process.stdout.readline() == b"going\n"
         if rng is not None:
-            until(lambda: _num_bytes(root) > goal or process.poll() is not None)
+            until(lambda: _num_bytes(root) > goal or enough.exists() or process.poll() is not None)
             time.sleep(rng.random() * 0.06)  # somewhere within a group of answers, which takes 0.05 s
             process.kill()
         assert process.wait(60) in (0, -9)
 
 
 def _num_bytes(root: Path) -> int:
-    return sum(path.stat().st_size for path in root.glob("files/*"))
+    found = 0
+    for path in root.glob("files/*"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found += path.stat().st_size
+    return found
 
 
 def answered(store: Store, batch: BatchRecord) -> tuple[list[str], set[int]]:
@@ -147,10 +155,10 @@ def test_of_two_servers_with_one_directory_the_second_says_so(tmp_path: Path) ->
         with process(**options) as second:
             url = second.wait_for("ready at (.*)")[1]
             second.wait_for("Batches of a former run wait: .* is in use by another process")
-            answer = httpx.get(f"{url}/v1/files")
+            answer = httpx.get(f"{url}/v1/files", timeout=60)
             assert answer.status_code == 503
             assert f"pid {first.popen.pid}" in answer.json()["error"]["message"]
-            assert httpx.get(f"{url}/health").status_code == 200
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200
             first.popen.kill()
             first.wait()
-            assert httpx.get(f"{url}/v1/files").status_code == 200
+            assert httpx.get(f"{url}/v1/files", timeout=60).status_code == 200

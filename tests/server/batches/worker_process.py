@@ -1,6 +1,7 @@
 """Works off every batch of a store, until it is killed: ``... worker_process DIRECTORY [MOST_ANSWERS]``.
 
-Lines take random times up to a few milliseconds; after so many it only waits. Every answer tells which run gave it.
+Lines take random times up to a few milliseconds; after so many it only waits, which a file ``enough`` tells. Every
+answer tells which run gave it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _numbers = itertools.count()
 
 async def answer(endpoint: str, body: bytes) -> Reply:
     if next(_numbers) >= _MOST:
+        (Path(sys.argv[1]) / "enough").touch()
         await asyncio.Event().wait()
     await asyncio.sleep(random.random() * 0.004)
     said = {"said": json.loads(body)["messages"][0]["content"], "pid": os.getpid()}
