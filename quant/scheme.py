@@ -32,6 +32,17 @@ INTEGERS = (torch.int64, torch.int32)
 _FIX = "fetch the checkpoint again or quantize it anew"
 
 
+def groups_of(inner: int, group: int) -> int:
+    """How many groups of so many inputs there are.
+
+    Raises:
+        ValueError: the last would be shorter.
+    """
+    if inner % group:
+        raise ValueError(f"{inner} inputs cannot be shared out to groups of {group}")
+    return inner // group
+
+
 class Scheme(Protocol):
     """How the weight ``[N, K]`` of a linear layer is stored. Schemes hold no weights and are compared by value."""
 

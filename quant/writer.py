@@ -226,6 +226,7 @@ class Writer:
             self._lock.flush()
         else:
             self._resume(run)
+        self._remove_others()
         for shard in self._shards:
             self._files[shard.name] = (self.folder / shard.name).open("r+b")
 
@@ -260,6 +261,17 @@ class Writer:
             )
         end = sum(len(line.encode()) + 1 for line in lines)
         self._lock.truncate(end)
+
+    def _remove_others(self) -> None:
+        """What a process that was killed left beside the tensors: a candidate of the gate, or unfinished documents."""
+        known = {JOURNAL, *(shard.name for shard in self._shards)}
+        for path in self.folder.iterdir():
+            if path.name in known:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _check_disk(self) -> None:
         parent = next(parent for parent in self.folder.absolute().parents if parent.is_dir())

@@ -228,6 +228,8 @@ def _read(
         stored |= {f"{folder}.{name}": entry for name, entry in _stored(model_dir / folder, names).items()}
     ignored = re.compile(names.ignored)
     unneeded = {name for name in stored if ignored.fullmatch(name)}
+    for layer in range(len(spec.layers), len(spec.layers) + spec.num_drafters):
+        unneeded |= {name for name in stored if name.startswith(names.drafter.format(layer))}
     if not has_head:
         unneeded.add(f"{names.head}.weight")
     wanted = {name: slot.shape for name, slot in intake.slots.items()}

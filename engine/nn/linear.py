@@ -92,10 +92,10 @@ def prepare(build: Build, path: str, weight: Weight, bias: Tensor | None, form: 
         weight = rounding.round(weight, build.kernels)
         if not is_finite(weight):
             raise ModelError(f"{path}.weight holds NaN or infinite values; fetch the checkpoint again.")
-    op = _op_of(weight, build)
+    op = op_of(weight, build)
     if op == "linear" and not isinstance(weight, Tensor) and build.repacks is not None:
         weight = build.repacks.repack(path, weight, build.kernels)
-        op = _op_of(weight, build)
+        op = op_of(weight, build)
     if op == "linear":
         run = build.kernels[op](dequantized(weight).to(build.dtype), bias, form, build.allocate)
         return Prepared(run, str(build.dtype).removeprefix("torch."))
@@ -103,14 +103,16 @@ def prepare(build: Build, path: str, weight: Weight, bias: Tensor | None, form: 
     return Prepared(build.kernels[op](weight, bias, form, build.allocate), format)
 
 
-def _op_of(weight: Weight, build: Build) -> str:
+def op_of(weight: Weight, build: Build) -> str:
     """What computes with a weight; ``linear`` does with every one, decoded, where nothing does with its own numbers."""
     if isinstance(weight, Float8Weight):
         return "linear.fp8" if build.kernels.name("linear.fp8") != REFERENCE else "linear"
     if not isinstance(weight, QuantizedWeight):
         return "linear"
-    if weight.weight_only and build.kernels.name("linear.weight_only") != REFERENCE:
-        return "linear.weight_only"
-    has_kernel = build.kernels.name("linear.quantized") != REFERENCE
-    may_round = not weight.weight_only or (weight.bits == 4 and has_kernel and not build.exact_activations)
-    return "linear.quantized" if may_round and weight.fits_integer_products else "linear"
+    on_cpu, kernels = build.device.type == "cpu", build.kernels
+    if weight.fits_integer_products:
+        may_round = weight.bits == 4 and on_cpu and not build.exact_activations
+        if not weight.weight_only or (may_round and kernels.name("linear.quantized") != REFERENCE):
+            return "linear.quantized"
+    has_kernel = kernels.name("linear.weight_only") != REFERENCE and (on_cpu or weight.fits_wide_steps)
+    return "linear.weight_only" if weight.weight_only and has_kernel else "linear"

@@ -34,6 +34,8 @@ void attend(const Batch& b);
 
 // quantize.cpp
 enum class Format : int32_t { bf16, int8, int4 };
+enum class Scales : int32_t { bf16, fp16, fp32 };
+enum class Zeros : int32_t { middle, points, offsets };
 
 // A packed weight [columns, inner], see linear.cpp; linear.py mirrors it field by field.
 struct Weight {
@@ -41,18 +43,19 @@ struct Weight {
   const float* bias;             // a value for every column of every panel, or null
   int64_t inner, columns;
   Format format;
-  int32_t group;                 // inputs that share a scale: all of them in int8
-  int32_t has_zeros;             // int4: zero points are stored; else all are 8
-  int32_t half_scales;           // int4: scales are fp16, else bf16
+  int32_t group;                 // integers: inputs that share a scale, a multiple of 4 in int8 and of 8 in int4
+  Zeros zeros;                   // integers: zero points are 128 or 8, or stored, or 0 and something is added instead
+  Scales scales;                 // integers: the type of scales
+  int32_t digits;                // integers: bytes that an input becomes, one or three (quantize.cpp)
 };
 
-// The rows that a weight is multiplied with, in the form that its format wants: bf16, or signed bytes with a scale
-// and a sum for every group of inputs.
+// The rows that a weight is multiplied with, in the form that its format wants: bf16, or signed bytes, `digits` rows of
+// them for one, with a scale for every group of inputs of a row and a sum for every group of bytes.
 struct Activations {
   const void* data;
-  int64_t stride;                // bytes from row to row
+  int64_t stride;                // bytes from row to row of bytes
   const float* scales;           // [rows, groups]
-  const int32_t* sums;           // [rows, groups]
+  const int32_t* sums;           // [rows * digits, groups]
 };
 
 // Bytes of scratch that `activations` uses for a row.

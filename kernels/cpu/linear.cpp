@@ -2,12 +2,12 @@
 //
 // Weights are packed once into panels of 64 columns, in which one cache line holds sixteen outputs' next inputs:
 //   bf16: [K/2][64][2]
-//   int8: [K/4][64][4] bytes of value + 128, then [64] float scales
+//   int8: for every group of inputs, which may be all of them, [G/4][64][4] bytes of value + 128,
 //   int4: for every group of inputs [G/8][64][4] bytes, whose low halves are inputs 0..3 of eight and high halves 4..7,
-//         then [64] scales, bf16 or fp16, then, if stored, [64] bytes of zero points
-// Integer products take activations as signed bytes, quantised row by row (quantize.cpp), and correct the weights' zero
-// point by the sum of the row. Every output element is one chain of sums in the order of k, whatever the number of rows,
-// so the answer of a row does not depend on what it was batched with.
+//         then of both [64] scales and, if stored, [64] bytes of zero points or [64] floats that are added to weights
+// Integer products take activations as signed bytes (quantize.cpp), one for each, rounded, or three, which is exact,
+// and correct the weights' zero point by their sum. Every output element is one chain of sums in the order of k,
+// whatever the number of rows, so the answer of a row does not depend on what it was batched with.
 //
 // With AMX a tile of weights is one word of sixteen lines of a panel. bf16 is multiplied by tiles always, since their
 // sums round otherwise; int8 and int4, whose sums are exact, where there are enough rows for it to be faster.
@@ -60,6 +60,7 @@ struct Ahead {
 // A format says how large a panel is, how many rows to compute at a time, and computes R rows of N words of one panel,
 // from word `begin` on.
 struct Bf16 {
+  static constexpr int kDigits = 1;
   static constexpr int kRows = 6;
 
   static int64_t panel_bytes(const Weight& w) { return w.inner * kPanel * 2; }
@@ -85,87 +86,96 @@ struct Bf16 {
   }
 };
 
-struct Int8 {
-  static constexpr int kRows = 6;
-
-  static int64_t quads(const Weight& w) { return (w.inner + 3) / 4; }
-  static int64_t panel_bytes(const Weight& w) { return (quads(w) * 4 + 4) * kPanel; }
-
-  template <int R, int N>
-  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
-                          const Ahead& ahead, Sums<R, N>& out) {
-    constexpr int W = N < kMostWords ? N : kMostWords;
-    const uint8_t* in = (const uint8_t*)x.data + row * x.stride;
-    const float* scales = (const float*)(panel + quads(w) * 4 * kPanel);
-    for (int first = 0; first < N; first += W) {
-      i32x16 sum[R][W];
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < W; ++c) sum[r][c] = i32x16{} - 128 * x.sums[row + r];
-      for (int64_t k = 0; k < quads(w); ++k) {
-        int64_t offset = (k * kWords + begin + first) * 64;
-        i32x16 column[W];
-        for (int c = 0; c < W; ++c) column[c] = line(panel + offset + c * 64);
-        ahead.ask(offset);
-        for (int r = 0; r < R; ++r)
-          for (int c = 0; c < W; ++c) sum[r][c] = dot_bytes(sum[r][c], column[c], word(in + r * x.stride + 4 * k));
-      }
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < W; ++c)
-          out[r][first + c] = scaled(scales + (begin + first + c) * kLanes, x, row + r, sum[r][c]);
-    }
-  }
-
-  static f32x16 scaled(const float* scales, const Activations& x, int64_t row, i32x16 sum) {
-    return to_float(sum) * (load(scales) * x.scales[row]);
-  }
-};
-
-struct Int4 {
-  static constexpr int kRows = 8;  // more than elsewhere: they share the unpacking
+// Integers of 8 or 4 bits, and inputs of so many digits.
+template <int Bits, int Digits>
+struct Integers {
+  static constexpr int kBits = Bits, kDigits = Digits;
+  static constexpr int kRows = Digits > 1 ? 2 : Bits == 4 ? 8 : 6;  // int4: more, since they share the unpacking
+  static constexpr int kMiddle = 1 << (Bits - 1);
+  static constexpr int kInputs = 32 / Bits;  // of a line
 
   static int64_t groups(const Weight& w) { return (w.inner + w.group - 1) / w.group; }
-  static int64_t group_bytes(const Weight& w) { return kPanel * (w.group / 2 + 2 + (w.has_zeros ? 1 : 0)); }
+  static int64_t line_bytes(const Weight& w) { return int64_t(w.group) / kInputs * kPanel * 4; }  // of a group
+  static int64_t scale_bytes(const Weight& w) { return w.scales == Scales::fp32 ? 4 : 2; }
+  static int64_t zero_bytes(const Weight& w) {
+    return w.zeros == Zeros::offsets ? 4 : w.zeros == Zeros::points ? 1 : 0;
+  }
+  static int64_t group_bytes(const Weight& w) { return line_bytes(w) + kPanel * (scale_bytes(w) + zero_bytes(w)); }
   static int64_t panel_bytes(const Weight& w) { return groups(w) * group_bytes(w); }
 
-  static f32x16 load_scales(const Weight& w, const uint16_t* p) { return w.half_scales ? load_fp16(p) : load_bf16(p); }
+  // The scales of sixteen columns from `column` on, of those at `end`; behind them stand zero points or offsets.
+  static f32x16 scales(const Weight& w, const uint8_t* end, int column) {
+    if (w.scales == Scales::fp32) return load((const float*)end + column);
+    const uint16_t* half = (const uint16_t*)end + column;
+    return w.scales == Scales::fp16 ? load_fp16(half) : load_bf16(half);
+  }
+  static i32x16 zeros(const Weight& w, const uint8_t* end, int column) {
+    if (w.zeros == Zeros::points) return widen(end + kPanel * scale_bytes(w) + column);
+    return i32x16{} + (w.zeros == Zeros::middle ? kMiddle : 0);
+  }
+
+  // The sum of an input from those of its digits; products with powers of two round nothing.
+  static f32x16 whole(const i32x16* sums, int apart) {
+    if constexpr (Digits == 1) return to_float(sums[0]);
+    else return to_float(sums[2 * apart]) * 65536.0f + (to_float(sums[apart]) * 256.0f + to_float(sums[0]));
+  }
+
+  // `before` and what group g of a row adds to it; `sums` are those of its digits.
+  static f32x16 added(const Weight& w, const uint8_t* end, int column, f32x16 before, const i32x16* sums, int apart,
+                      const Activations& x, int64_t row, int64_t g, int64_t count) {
+    float step = x.scales[row * count + g];
+    f32x16 after = before + whole(sums, apart) * (scales(w, end, column) * step);
+    if (w.zeros != Zeros::offsets) return after;
+    const int32_t* own = x.sums + row * Digits * count + g;
+    float total = float(own[0]);
+    if constexpr (Digits > 1) total = float(own[2 * count]) * 65536.0f + (float(own[count]) * 256.0f + total);
+    return after + load((const float*)(end + kPanel * scale_bytes(w)) + column) * (total * step);
+  }
 
   template <int R, int N>
   static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
                           const Ahead& ahead, Sums<R, N>& out) {
-    constexpr int kMost = R <= 4 || kMostWords == 1 ? kMostWords : 2, W = N < kMost ? N : kMost;
+    constexpr int A = R * Digits, kMost = Bits == 8 || A <= 4 || kMostWords == 1 ? kMostWords : 2;
+    constexpr int W = N < kMost ? N : kMost;
     int64_t count = groups(w);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < N; ++c) out[r][c] = f32x16{};
     for (int64_t g = 0; g < count; ++g) {
-      const uint8_t *block = panel + g * group_bytes(w), *in = (const uint8_t*)x.data + row * x.stride + g * w.group;
-      const uint16_t* scales = (const uint16_t*)(block + kPanel * w.group / 2);
-      const uint8_t* zeros = (const uint8_t*)(scales + kPanel);
+      const uint8_t *block = panel + g * group_bytes(w), *end = block + line_bytes(w);
+      const uint8_t* in = (const uint8_t*)x.data + row * Digits * x.stride + g * w.group;
       for (int first = 0; first < N; first += W) {
-        i32x16 sum[R][W];
+        i32x16 sum[A][W];
         for (int c = 0; c < W; ++c) {
-          i32x16 zero = w.has_zeros ? widen(zeros + (begin + first + c) * kLanes) : i32x16{} + 8;
-          for (int r = 0; r < R; ++r) sum[r][c] = i32x16{} - zero * x.sums[(row + r) * count + g];
+          i32x16 zero = zeros(w, end, (begin + first + c) * kLanes);
+          for (int a = 0; a < A; ++a) sum[a][c] = i32x16{} - zero * x.sums[(row * Digits + a) * count + g];
         }
-        for (int64_t k = 0; k < w.group / 8; ++k) {
+        for (int64_t k = 0; k < w.group / kInputs; ++k) {
           const uint8_t* lines = block + (k * kWords + begin + first) * 64;
-          i32x16 low[W], high[W];
-          for (int c = 0; c < W; ++c) {
-            i32x16 both = line(lines + c * 64);
-            low[c] = both & 0x0f0f0f0f;
-            high[c] = (both >> 4) & 0x0f0f0f0f;
-          }
-          ahead.ask(lines - panel);
-          for (int r = 0; r < R; ++r) {
-            const uint8_t* bytes = in + r * x.stride + 8 * k;
-            for (int c = 0; c < W; ++c)
-              sum[r][c] = dot_bytes(dot_bytes(sum[r][c], low[c], word(bytes)), high[c], word(bytes + 4));
+          if constexpr (Bits == 8) {
+            i32x16 column[W];
+            for (int c = 0; c < W; ++c) column[c] = line(lines + c * 64);
+            ahead.ask(lines - panel);
+            for (int a = 0; a < A; ++a)
+              for (int c = 0; c < W; ++c) sum[a][c] = dot_bytes(sum[a][c], column[c], word(in + a * x.stride + 4 * k));
+          } else {
+            i32x16 low[W], high[W];
+            for (int c = 0; c < W; ++c) {
+              i32x16 both = line(lines + c * 64);
+              low[c] = both & 0x0f0f0f0f;
+              high[c] = (both >> 4) & 0x0f0f0f0f;
+            }
+            ahead.ask(lines - panel);
+            for (int a = 0; a < A; ++a) {
+              const uint8_t* bytes = in + a * x.stride + 8 * k;
+              for (int c = 0; c < W; ++c)
+                sum[a][c] = dot_bytes(dot_bytes(sum[a][c], low[c], word(bytes)), high[c], word(bytes + 4));
+            }
           }
         }
         for (int r = 0; r < R; ++r)
-          for (int c = 0; c < W; ++c) {
-            f32x16 scale = load_scales(w, scales + (begin + first + c) * kLanes) * x.scales[(row + r) * count + g];
-            out[r][first + c] += to_float(sum[r][c]) * scale;
-          }
+          for (int c = 0; c < W; ++c)
+            out[r][first + c] = added(w, end, (begin + first + c) * kLanes, out[r][first + c], &sum[r * Digits][c], W, x,
+                                      row + r, g, count);
       }
     }
   }
@@ -312,17 +322,26 @@ static void run(const Weight& w, const Activations& x, int64_t rows, const Outpu
 
 namespace sgl {
 
-static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+template <typename F>
+static void run_integers(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
 #if defined(__AMX_TILE__)
-  if (w.format == Format::bf16) return run_tiles<Bf16>(w, x, rows, out);
-  if (w.format == Format::int8 && rows >= kTileRowsInt8) return run_tiles<Int8>(w, x, rows, out);
-  if (w.format == Format::int4 && rows >= kTileRowsInt4) return Int4Tiles::run(w, x, rows, out);
+  if (tiles_are_faster<F>(w, rows)) return run_integer_tiles<F>(w, x, rows, out);
 #endif
+  run<F>(w, x, rows, out);
+}
+
+static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+  bool rounded = w.digits == 1;
   switch (w.format) {
-    case Format::bf16: return run<Bf16>(w, x, rows, out);
-    case Format::int8: return run<Int8>(w, x, rows, out);
-    case Format::int4: return run<Int4>(w, x, rows, out);
+    case Format::int8: return (rounded ? run_integers<Integers<8, 1>> : run_integers<Integers<8, 3>>)(w, x, rows, out);
+    case Format::int4: return (rounded ? run_integers<Integers<4, 1>> : run_integers<Integers<4, 3>>)(w, x, rows, out);
+    case Format::bf16: break;
   }
+#if defined(__AMX_TILE__)
+  run_tiles<Bf16>(w, x, rows, out);
+#else
+  run<Bf16>(w, x, rows, out);
+#endif
 }
 
 void linear(const Weight& w, const Activations& x, int64_t rows, bf16* out, Epilogue epilogue) {
@@ -353,40 +372,32 @@ void sgl_pack_bf16(const bf16* weight, const int64_t* order, int64_t columns, in
   });
 }
 
-// q [columns, inner], 0 to 255 for -128 to 127, and scales [columns] -> panels.
-void sgl_pack_int8(const uint8_t* q, const float* scales, int64_t columns, int64_t inner, uint8_t* packed) {
-  int64_t panels = (columns + kPanel - 1) / kPanel, quads = (inner + 3) / 4, bytes = (quads * 4 + 4) * kPanel;
-  parallel(panels, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      uint8_t* panel = packed + p * bytes;
-      float* last = (float*)(panel + quads * 4 * kPanel);
-      for (int j = 0; j < kPanel; ++j) {
-        int64_t n = p * kPanel + j;
-        for (int64_t k = 0; k < quads * 4; ++k)
-          panel[(k / 4 * kPanel + j) * 4 + k % 4] = n < columns && k < inner ? q[n * inner + k] : 128;
-        last[j] = n < columns ? scales[n] : 0.0f;
-      }
-    }
-  });
-}
-
-// q [columns, inner], 0 to 15, 16-bit scales [columns, groups] and zero points of the same shape or null (all 8) -> panels.
-void sgl_pack_int4(const uint8_t* q, const uint16_t* scales, const uint8_t* zeros, int64_t columns, int64_t inner,
-                   int64_t group, uint8_t* packed) {
-  int64_t panels = (columns + kPanel - 1) / kPanel, groups = (inner + group - 1) / group;
-  int64_t bytes = kPanel * (group / 2 + int64_t(sizeof(uint16_t)) + (zeros ? 1 : 0));
-  auto value = [&](int64_t n, int64_t k) { return n < columns && k < inner ? q[n * inner + k] & 15 : 8; };
+// Values q [columns, inner] of 8 or 4 bits without sign, scales [columns, groups] in the weight's type, and zero points
+// or offsets of the same shape or null -> panels. Of the weight everything but its address must be there.
+void sgl_pack_integers(const Weight* weight, const uint8_t* q, const uint8_t* scales, const uint8_t* zeros,
+                       uint8_t* packed) {
+  const Weight& w = *weight;
+  using Any = Integers<8, 1>;  // scales and zero points do not depend on the bits
+  int bits = w.format == Format::int8 ? 8 : 4, middle = 1 << (bits - 1);
+  int64_t panels = (w.columns + kPanel - 1) / kPanel, groups = Any::groups(w);
+  int64_t bytes = bits == 8 ? Any::group_bytes(w) : Integers<4, 1>::group_bytes(w);
+  auto value = [&](int64_t n, int64_t k) { return n < w.columns && k < w.inner ? q[n * w.inner + k] : middle; };
+  auto put = [&](uint8_t* to, const uint8_t* from, int64_t n, int64_t at, int64_t size) {
+    if (n < w.columns && size > 0) std::memcpy(to, from + at * size, size);
+    else std::memset(to, 0, size);
+  };
   parallel(panels * groups, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      uint8_t* block = packed + i * bytes;
-      uint16_t* block_scales = (uint16_t*)(block + kPanel * group / 2);
+      uint8_t *block = packed + i * bytes, *tail = block + kPanel * w.group * bits / 8;
       for (int j = 0; j < kPanel; ++j) {
-        int64_t n = i / groups * kPanel + j, first = i % groups * group;
-        for (int64_t k = 0; k < group; k += 8)
-          for (int b = 0; b < 4; ++b)
-            block[(k / 8 * kPanel + j) * 4 + b] = uint8_t(value(n, first + k + b) | value(n, first + k + 4 + b) << 4);
-        block_scales[j] = n < columns ? scales[n * groups + i % groups] : 0;
-        if (zeros) ((uint8_t*)(block_scales + kPanel))[j] = n < columns ? zeros[n * groups + i % groups] : 8;
+        int64_t n = i / groups * kPanel + j, first = i % groups * w.group, at = n * groups + i % groups;
+        for (int64_t k = 0; k < w.group; k += 32 / bits)
+          for (int b = 0; b < 4; ++b) {
+            int low = value(n, first + k + b), high = bits == 4 ? value(n, first + k + 4 + b) << 4 : 0;
+            block[(k * bits / 32 * kPanel + j) * 4 + b] = uint8_t(low | high);
+          }
+        put(tail + j * Any::scale_bytes(w), scales, n, at, Any::scale_bytes(w));
+        put(tail + kPanel * Any::scale_bytes(w) + j * Any::zero_bytes(w), zeros, n, at, Any::zero_bytes(w));
       }
     }
   });

@@ -28,7 +28,12 @@ PANEL = 64
 """Output columns of a panel."""
 
 FORMATS = ("bf16", "int8", "int4")
-"""In the order of the C++ enumeration."""
+SCALES = (torch.bfloat16, torch.float16, torch.float32)
+ZEROS = (None, torch.uint8, torch.float32)
+"""In the order of the C++ enumerations."""
+
+_DIGITS = 3
+"""Bytes that an input becomes if it is not to be rounded, see quantize.cpp."""
 
 
 class WeightStruct(ctypes.Structure):
@@ -41,8 +46,9 @@ class WeightStruct(ctypes.Structure):
         ("columns", ctypes.c_int64),
         ("format", ctypes.c_int32),
         ("group", ctypes.c_int32),
-        ("has_zeros", ctypes.c_int32),
-        ("half_scales", ctypes.c_int32),
+        ("zeros", ctypes.c_int32),
+        ("scales", ctypes.c_int32),
+        ("digits", ctypes.c_int32),
     )
 
 
@@ -58,8 +64,9 @@ class NativeLinear:
     format: str  # one of FORMATS
     library: ctypes.CDLL
     group: int = 1  # inputs that share a scale
-    has_zeros: bool = False
-    half_scales: bool = False
+    zeros: torch.dtype | None = None  # of zero points, or of what is added to weights; None: they are in the middle
+    scales: torch.dtype = torch.float32
+    digits: int = 1  # bytes that an input becomes
 
     @property
     def packed_bytes(self) -> int:
@@ -75,8 +82,9 @@ class NativeLinear:
             self.out_features,
             FORMATS.index(self.format),
             self.group,
-            self.has_zeros,
-            self.half_scales,
+            ZEROS.index(self.zeros),
+            SCALES.index(self.scales),
+            self.digits,
         )
 
     @cached_property
@@ -129,27 +137,16 @@ def linear(weight: Tensor, bias: Tensor | None, form: Form, allocate: Allocate =
 
 @impl("linear.quantized", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
 def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh) -> LinearFn:
-    columns, inner = weight.values.shape
-    values, scales, zeros = weight.values, weight.scales, weight.zeros
-    if form == "gated":
-        values, scales = _interleave(values), _interleave(scales)
-        zeros, bias = (None if part is None else _interleave(part) for part in (zeros, bias))
-    format, pack = ("int8", _pack_int8) if weight.bits == 8 else ("int4", _pack_int4)
-    library, panels = native.library(), _panels(values)
-    packed = pack(library, panels, values.contiguous(), scales, zeros, weight.group, allocate)
-    prepared = NativeLinear(
-        packed,
-        _padded(bias, panels),
-        inner,
-        columns,
-        form,
-        format,
-        library,
-        weight.group,
-        has_zeros=weight.bits == 4 and zeros is not None,
-        half_scales=weight.bits == 4 and scale_dtype(weight.scales) == torch.float16,
-    )
-    return prepared if weight.order is None else Reordered(prepared, weight.order)
+    return _integers(weight, bias, form, allocate, digits=1)
+
+
+@impl("linear.weight_only", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear_weight_only(
+    weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
+) -> LinearFn:
+    if weight.group < weight.values.shape[1] and weight.group % (32 // weight.bits):
+        return linear(weight.dequantize().bfloat16(), bias, form, allocate)  # groups end within a word
+    return _integers(weight, bias, form, allocate, _DIGITS)
 
 
 @impl("weight.round", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
@@ -161,39 +158,38 @@ def round_weight(weight: Tensor, bits: Literal[4, 8], group: int) -> QuantizedWe
     return QuantizedWeight(values, scales, None, bits, group)
 
 
-def _pack_int8(
-    library: ctypes.CDLL,
-    panels: int,
-    values: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    group: int,
-    allocate: Allocate,
-) -> Tensor:
-    rows, inner = values.shape
-    assert zeros is None and group >= inner, "8 bits are symmetric, with a scale per output"
-    packed, kept = allocate(panels * PANEL * (-(-inner // 4) * 4 + 4)), scales.float().contiguous()
-    library.sgl_pack_int8(values.data_ptr(), kept.data_ptr(), rows, inner, packed.data_ptr())
-    return packed
-
-
-def _pack_int4(
-    library: ctypes.CDLL,
-    panels: int,
-    values: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    group: int,
-    allocate: Allocate,
-) -> Tensor:
-    (rows, inner), groups = values.shape, scales.shape[1]
-    packed = allocate(panels * PANEL * groups * (group // 2 + 2 + (zeros is not None)))
-    short = scale_dtype(scales)
-    assert short is not None, "4 bits have scales of 16 bits"
-    kept, zeros = scales.to(short).contiguous(), None if zeros is None else zeros.contiguous()
-    zero_points = None if zeros is None else zeros.data_ptr()
-    library.sgl_pack_int4(values.data_ptr(), kept.data_ptr(), zero_points, rows, inner, group, packed.data_ptr())
-    return packed
+def _integers(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate, digits: int) -> LinearFn:
+    (columns, inner), is_short = weight.values.shape, weight.bits == 4
+    values, scales = weight.values, weight.scales
+    zeros = weight.zeros if weight.offsets is None else weight.offsets
+    if form == "gated":
+        values, scales = _interleave(values), _interleave(scales)
+        zeros, bias = (None if part is None else _interleave(part) for part in (zeros, bias))
+    is_whole, step = weight.group >= inner, 64 if is_short else 4
+    group = -(-inner // step) * step if is_whole else weight.group
+    kept = scales.to((not is_whole and scale_dtype(scales)) or torch.float32).contiguous()
+    library, panels = native.library(), _panels(values)
+    beside = kept.itemsize + (0 if zeros is None else zeros.itemsize)
+    packed = allocate(panels * PANEL * kept.shape[1] * (group * weight.bits // 8 + beside))
+    values, zeros = values.contiguous(), None if zeros is None else zeros.contiguous()
+    prepared = NativeLinear(
+        packed,
+        _padded(bias, panels),
+        inner,
+        columns,
+        form,
+        f"int{weight.bits}",
+        library,
+        group,
+        zeros=None if zeros is None else zeros.dtype,
+        scales=kept.dtype,
+        digits=digits,
+    )
+    struct = WeightStruct.from_buffer_copy(prepared.struct)
+    struct.columns = len(values)  # of gates and ups with what fills them up
+    tensors = (values.data_ptr(), kept.data_ptr(), None if zeros is None else zeros.data_ptr(), packed.data_ptr())
+    library.sgl_pack_integers(ctypes.byref(struct), *tensors)
+    return prepared if weight.order is None else Reordered(prepared, weight.order)
 
 
 def _panels(weight: Tensor) -> int:

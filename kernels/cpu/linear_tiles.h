@@ -7,22 +7,28 @@
 
 namespace sgl {
 
-constexpr int kTall = 2 * kTileRows;        // rows that are computed together
+constexpr int kTall = 2 * kTileRows;        // rows of bytes that are computed together, at most
 constexpr int kStep = kTall * kTileBytes;   // bytes of their inputs to a product of tiles
 
-// Rows of activations in the order in which tiles want them, [rows / 32][bytes / 64][32][64], filled up with zeros.
-// Where they lie a power of two apart they would push each other out of the cache.
+// Rows of bytes of whole inputs that go through a tile together, and through two.
+template <typename F>
+constexpr int kFlat = kTileRows / F::kDigits * F::kDigits;
+template <typename F>
+constexpr int kBoth = 2 * kFlat<F>;
+
+// Rows of activations in the order in which tiles want them, [rows / block][bytes / 64][32][64], of which `block` rows
+// are used, filled up with zeros. Where they lie a power of two apart they would push each other out of the cache.
 class TileInputs {
  public:
-  TileInputs(const Activations& x, int64_t bytes, int64_t first, int64_t last)
+  TileInputs(const Activations& x, int64_t bytes, int64_t first, int64_t last, int block)
       : steps_((bytes + kTileBytes - 1) / kTileBytes) {
     static thread_local std::vector<uint8_t> own;
-    int64_t needed = (last - first + kTall - 1) / kTall * steps_ * kStep + 64;
+    int64_t needed = (last - first + block - 1) / block * steps_ * kStep + 64;
     if (int64_t(own.size()) < needed) own.resize(needed);
     data_ = (uint8_t*)((uintptr_t(own.data()) + 63) / 64 * 64);
     for (int64_t row = first; row < last; ++row) {
       const uint8_t* from = (const uint8_t*)x.data + row * x.stride;
-      uint8_t* to = data_ + (row - first) / kTall * steps_ * kStep + (row - first) % kTall * kTileBytes;
+      uint8_t* to = data_ + (row - first) / block * steps_ * kStep + (row - first) % block * kTileBytes;
       for (int64_t k = 0; k < bytes; k += kTileBytes, to += kStep) {
         int64_t count = bytes - k < kTileBytes ? bytes - k : kTileBytes;
         std::memcpy(to, from + k, count);
@@ -32,7 +38,7 @@ class TileInputs {
     settle(data_);
   }
 
-  // Those of 32 rows.
+  // Those of a block.
   const uint8_t* at(int64_t index) const { return data_ + index * steps_ * kStep; }
 
  private:
@@ -109,7 +115,7 @@ static inline void each_step(const uint8_t* in, const uint8_t* lines, int64_t by
 
 template <typename F>
 static int64_t input_bytes(const Weight& w) {
-  return std::is_same_v<F, Bf16> ? w.inner * 2 : Int8::quads(w) * 4;
+  return std::is_same_v<F, Bf16> ? w.inner * 2 : w.group;
 }
 
 // Up to 32 rows of N words: their sums as tiles leave them, [rows, N * 16] float or int32.
@@ -139,21 +145,34 @@ static void tile_sums(const Weight& w, int64_t column, const uint8_t* in, int ro
   }
 }
 
-// As `rows_kernel`, for up to 32 rows, whose inputs are `in`.
+// `before` and what group g of a row adds to it, from the sums of its digits as tiles leave them, so far `apart`.
+template <typename F>
+static inline f32x16 with_group(const Weight& w, const uint8_t* end, int column, f32x16 before, const int32_t* sums,
+                                int64_t apart, i32x16 zero, const Activations& x, int64_t row, int64_t g, int64_t count) {
+  i32x16 digits[F::kDigits];
+  for (int d = 0; d < F::kDigits; ++d)
+    digits[d] = load(sums + d * apart) - zero * x.sums[(row * F::kDigits + d) * count + g];
+  return F::added(w, end, column, before, digits, 1, x, row, g, count);
+}
+
+// As `rows_kernel`, for rows whose inputs are `in`, up to 32 rows of bytes.
 template <typename F, int N>
 static void tile_rows(const Weight& w, int64_t column, const Activations& x, const uint8_t* in, int64_t first, int rows,
                       Tiles& tiles, const Output& out) {
   alignas(64) float sums[kTall][N * kLanes];
-  tile_sums<F, N>(w, column, in, rows, tiles, sums[0]);
+  tile_sums<F, N>(w, column, in, rows * F::kDigits, tiles, sums[0]);
   settle(sums);
-  const uint8_t* end = w.data + (column / kPanel + 1) * F::panel_bytes(w);
+  const uint8_t* panel = w.data + column / kPanel * F::panel_bytes(w);
   for (int r = 0; r < rows; ++r) {
     f32x16 row[N];
     for (int c = 0; c < N; ++c) {
-      row[c] = load(sums[r] + c * kLanes);
-      if constexpr (std::is_same_v<F, Int8>) {
-        const float* scales = (const float*)end - kPanel + column % kPanel + c * kLanes;
-        row[c] = Int8::scaled(scales, x, first + r, as_int(row[c]) - 128 * x.sums[first + r]);
+      if constexpr (std::is_same_v<F, Bf16>) {
+        row[c] = load(sums[r] + c * kLanes);
+      } else {
+        int at = int(column % kPanel) + c * kLanes;
+        const uint8_t* end = panel + F::line_bytes(w);
+        const int32_t* own = (const int32_t*)sums[r * F::kDigits] + c * kLanes;
+        row[c] = with_group<F>(w, end, at, f32x16{}, own, N * kLanes, F::zeros(w, end, at), x, first + r, 0, 1);
       }
     }
     finish<N>(w, column, first + r, row, out);
@@ -162,12 +181,13 @@ static void tile_rows(const Weight& w, int64_t column, const Activations& x, con
 
 template <typename F>
 static void run_tiles(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
-  share(w, x.stride, rows, kTall, out, [&](int64_t first, int64_t last) {
-    TileInputs inputs(x, input_bytes<F>(w), first, last);
+  constexpr int D = F::kDigits, kRows = kBoth<F> / D;
+  share(w, x.stride * D, rows, kRows, out, [&](int64_t first, int64_t last) {
+    TileInputs inputs(x, input_bytes<F>(w), first * D, last * D, kBoth<F>);
     return [=, &w, &x, &out, tiles = Tiles()](int64_t column, bool whole) mutable {
-      for (int64_t row = first; row < last; row += kTall) {
-        const uint8_t* in = inputs.at((row - first) / kTall);
-        int count = int(last - row < kTall ? last - row : kTall);
+      for (int64_t row = first; row < last; row += kRows) {
+        const uint8_t* in = inputs.at((row - first) / kRows);
+        int count = int(last - row < kRows ? last - row : kRows);
         if (whole) tile_rows<F, kWords>(w, column, x, in, row, count, tiles, out);
         else tile_rows<F, 1>(w, column, x, in, row, count, tiles, out);
       }
@@ -175,17 +195,25 @@ static void run_tiles(const Weight& w, const Activations& x, int64_t rows, const
   });
 }
 
-// int4 becomes bytes first, those of a panel once for all rows; then every group is a product of its own.
-struct Int4Tiles {
-  // The lines of N words from `column` on: bytes [N][inputs / 4][64].
+// Integers with scales for groups of inputs: every group is a product of its own. int4 becomes bytes first, those of a
+// panel once for all rows.
+template <typename F>
+struct GroupTiles {
+  // Where the weights of N words are: a group after the other, words and lines so far from each other.
+  struct Lines {
+    const uint8_t* at;
+    int64_t pitch, apart, stride;
+  };
+
   template <int N>
-  static const uint8_t* unpack(const Weight& w, int64_t column) {
+  static Lines lines(const Weight& w, int64_t column) {
+    const uint8_t* block = w.data + column / kPanel * F::panel_bytes(w) + column % kPanel / kLanes * 64;
+    if constexpr (F::kBits == 8) return {block, F::group_bytes(w), 64, kWords * 64};
     static thread_local std::vector<uint8_t> own;
-    int64_t quads = Int4::groups(w) * w.group / 4, needed = N * quads * 64 + 64;
+    int64_t quads = F::groups(w) * w.group / 4, needed = N * quads * 64 + 64;
     if (int64_t(own.size()) < needed) own.resize(needed);
     auto* to = (uint8_t*)((uintptr_t(own.data()) + 63) / 64 * 64);
-    const uint8_t* block = w.data + column / kPanel * Int4::panel_bytes(w) + column % kPanel / kLanes * 64;
-    for (int64_t g = 0; g < Int4::groups(w); ++g, block += Int4::group_bytes(w))
+    for (int64_t g = 0; g < F::groups(w); ++g, block += F::group_bytes(w))
       for (int64_t k = 0; k < w.group / 8; ++k)
         for (int c = 0; c < N; ++c) {
           i32x16 both = line(block + (k * kWords + c) * 64);
@@ -194,40 +222,39 @@ struct Int4Tiles {
           store((float*)(pair + 64), as_float((both >> 4) & 0x0f0f0f0f));
         }
     settle(to);
-    return to;
+    return {to, w.group / 4 * 64, quads * 64, 64};
   }
 
-  // The sums of a group, whose inputs begin at `from`: [rows, N * 16] in int32.
+  // The sums of group g: [rows, N * 16] in int32.
   template <int N>
-  static inline void group_sums(const uint8_t* in, const uint8_t* lines, int64_t apart, int64_t from, int64_t size,
-                                int32_t* sums) {
+  static inline void group_sums(const uint8_t* in, const Lines& lines, int64_t g, int64_t size, int32_t* sums) {
+    int64_t from = g * size, apart = lines.apart, stride = lines.stride;
+    const uint8_t* at = lines.at + g * lines.pitch;
     clear_sums();
     if (size % kTileBytes == 0) {
-      for (int64_t k = from; k < from + size; k += kTileBytes) {
-        const uint8_t* whole = lines + k / 4 * 64;
+      for (int64_t k = from; k < from + size; k += kTileBytes, at += kTileRows * stride) {
         _tile_loadd(4, in + k / kTileBytes * kStep, kTileBytes);
-        _tile_loadd(6, whole, 64);
+        _tile_loadd(6, at, stride);
         _tile_dpbsud(0, 4, 6);
         if constexpr (N > 1) {
-          _tile_loadd(6, whole + apart, 64);
+          _tile_loadd(6, at + apart, stride);
           _tile_dpbsud(1, 4, 6);
-          _tile_loadd(6, whole + 2 * apart, 64);
+          _tile_loadd(6, at + 2 * apart, stride);
           _tile_dpbsud(2, 4, 6);
-          _tile_loadd(6, whole + 3 * apart, 64);
+          _tile_loadd(6, at + 3 * apart, stride);
           _tile_dpbsud(3, 4, 6);
         }
       }
-    } else {  // a group of 32 is half a step
-      const uint8_t* half = lines + from / 4 * 64;
+    } else {  // a group of 32 or 16 is a part of a step
       _tile_loadd(5, in + from / kTileBytes * kStep + from % kTileBytes, kTileBytes);
-      _tile_loadd(7, half, 64);
+      _tile_loadd(7, at, stride);
       _tile_dpbsud(0, 5, 7);
       if constexpr (N > 1) {
-        _tile_loadd(7, half + apart, 64);
+        _tile_loadd(7, at + apart, stride);
         _tile_dpbsud(1, 5, 7);
-        _tile_loadd(7, half + 2 * apart, 64);
+        _tile_loadd(7, at + 2 * apart, stride);
         _tile_dpbsud(2, 5, 7);
-        _tile_loadd(7, half + 3 * apart, 64);
+        _tile_loadd(7, at + 3 * apart, stride);
         _tile_dpbsud(3, 5, 7);
       }
     }
@@ -235,29 +262,24 @@ struct Int4Tiles {
     settle(sums);
   }
 
-  // As `rows_kernel`, for up to sixteen rows, whose inputs are `in`.
+  // As `rows_kernel`, for rows whose inputs are `in`, up to sixteen rows of bytes.
   template <int N>
-  static void rows(const Weight& w, int64_t column, const uint8_t* lines, const Activations& x, const uint8_t* in,
+  static void rows(const Weight& w, int64_t column, const Lines& lines, const Activations& x, const uint8_t* in,
                    int64_t first, int rows, const Output& out) {
-    int64_t groups = Int4::groups(w), apart = groups * w.group / 4 * 64;
+    int64_t groups = F::groups(w);
     f32x16 acc[kTileRows][N] = {};
     alignas(64) int32_t sums[kTileRows][N * kLanes];
-    const uint8_t* block = w.data + column / kPanel * Int4::panel_bytes(w) + kPanel * w.group / 2;
-    for (int64_t g = 0; g < groups; ++g, block += Int4::group_bytes(w)) {
-      group_sums<N>(in, lines, apart, g * w.group, w.group, sums[0]);
-      const uint16_t* scales = (const uint16_t*)block + column % kPanel;
-      const uint8_t* zeros = block + kPanel * sizeof(uint16_t) + column % kPanel;
-      auto add = [&](auto has_zeros) {
-        for (int c = 0; c < N; ++c) {
-          f32x16 weight_scale = Int4::load_scales(w, scales + c * kLanes);
-          for (int r = 0; r < rows; ++r) {
-            int64_t at = (first + r) * groups + g;
-            i32x16 middle = has_zeros ? widen(zeros + c * kLanes) * x.sums[at] : i32x16{} + 8 * x.sums[at];
-            acc[r][c] += to_float(load(sums[r] + c * kLanes) - middle) * (weight_scale * x.scales[at]);
-          }
+    const uint8_t* end = w.data + column / kPanel * F::panel_bytes(w) + F::line_bytes(w);
+    for (int64_t g = 0; g < groups; ++g, end += F::group_bytes(w)) {
+      group_sums<N>(in, lines, g, w.group, sums[0]);
+      for (int c = 0; c < N; ++c) {
+        int at = int(column % kPanel) + c * kLanes;
+        i32x16 zero = F::zeros(w, end, at);
+        for (int r = 0; r < rows; ++r) {
+          const int32_t* own = sums[r * F::kDigits] + c * kLanes;
+          acc[r][c] = with_group<F>(w, end, at, acc[r][c], own, N * kLanes, zero, x, first + r, g, groups);
         }
-      };
-      w.has_zeros ? add(std::true_type()) : add(std::false_type());
+      }
     }
     for (int r = 0; r < rows; ++r) finish<N>(w, column, first + r, acc[r], out);
   }
@@ -265,18 +287,21 @@ struct Int4Tiles {
   template <int N>
   static void all_rows(const Weight& w, int64_t column, const Activations& x, const TileInputs& inputs, int64_t first,
                        int64_t last, Tiles& tiles, const Output& out) {
-    const uint8_t* lines = unpack<N>(w, column);
-    for (int64_t row = first; row < last; row += kTileRows) {
-      int count = int(last - row < kTileRows ? last - row : kTileRows);
-      const uint8_t* in = inputs.at((row - first) / kTall) + (row - first) % kTall * kTileBytes;
-      tiles.halved(count);
-      rows<N>(w, column, lines, x, in, row, count, out);
+    constexpr int D = F::kDigits, kRows = kFlat<F> / D;
+    Lines at = lines<N>(w, column);
+    for (int64_t row = first; row < last; row += kRows) {
+      int count = int(last - row < kRows ? last - row : kRows);
+      int64_t place = (row - first) * D;
+      const uint8_t* in = inputs.at(place / kBoth<F>) + place % kBoth<F> * kTileBytes;
+      tiles.parted(count * D, w.group % kTileBytes ? w.group % kTileBytes : kTileBytes);
+      rows<N>(w, column, at, x, in, row, count, out);
     }
   }
 
   static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
-    share(w, x.stride, rows, kTall, out, [&](int64_t first, int64_t last) {
-      TileInputs inputs(x, x.stride, first, last);
+    constexpr int D = F::kDigits;
+    share(w, x.stride * D, rows, kBoth<F> / D, out, [&](int64_t first, int64_t last) {
+      TileInputs inputs(x, x.stride, first * D, last * D, kBoth<F>);
       return [=, &w, &x, &out, tiles = Tiles()](int64_t column, bool whole) mutable {
         if (whole) all_rows<kWords>(w, column, x, inputs, first, last, tiles, out);
         else all_rows<1>(w, column, x, inputs, first, last, tiles, out);
@@ -285,7 +310,18 @@ struct Int4Tiles {
   }
 };
 
-// Fewer rows are faster without tiles.
-constexpr int64_t kTileRowsInt8 = 12, kTileRowsInt4 = 16;
+// Whether there are enough rows for tiles to be faster, and groups that are whole steps or parts of one.
+template <typename F>
+static bool tiles_are_faster(const Weight& w, int64_t rows) {
+  bool one_scale = F::kBits == 8 && F::groups(w) == 1;
+  bool fits = one_scale || w.group % kTileBytes == 0 || w.group == 32 || w.group == 16;
+  return fits && rows * F::kDigits >= (F::kBits == 8 ? 12 : 16);
+}
+
+template <typename F>
+static void run_integer_tiles(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+  if (F::kBits == 8 && F::groups(w) == 1) run_tiles<F>(w, x, rows, out);
+  else GroupTiles<F>::run(w, x, rows, out);
+}
 
 }  // namespace sgl

@@ -9,10 +9,11 @@ static int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to 
 
 static int64_t num_groups(const Weight& w) { return (w.inner + w.group - 1) / w.group; }
 
-static int64_t row_bytes(const Weight& w) { return padded(w.inner, w.format == Format::int8 ? 4 : w.group); }
+static int64_t row_bytes(const Weight& w) { return padded(w.inner, w.group); }
 
 int64_t activation_bytes(const Weight& w) {
-  return w.format == Format::bf16 ? 0 : row_bytes(w) + num_groups(w) * int64_t(sizeof(float) + sizeof(int32_t));
+  if (w.format == Format::bf16) return 0;
+  return w.digits * (row_bytes(w) + num_groups(w) * int64_t(sizeof(int32_t))) + num_groups(w) * int64_t(sizeof(float));
 }
 
 // Values in words of lanes, the last one filled up with zeros.
@@ -38,7 +39,7 @@ struct Words {
     return max_lane(top) + sum_lanes(taint);
   }
 
-  // f(where, integers) for every word times `factor`, ties to even.
+  // f(where, integers) for every word times `factor`, ties to even; magnitudes up to 2^22.
   template <typename F>
   void each_rounded(float factor, const F& f) const {
     // 1.5 * 2^23: the low bits of the sum are the rounded value.
@@ -68,6 +69,39 @@ static void quantize_group(const bf16* x, int64_t count, int64_t size, int8_t* o
   });
   std::memset(out + count, 0, size - count);
   *sum = sum_lanes(total);
+}
+
+constexpr int kDigits = 3;
+
+// A group of activations as they are: integers of 22 bits, in multiples of a power of two, of three signed bytes each.
+// So an activation is exact down to 2^-14 of the greatest magnitude, and within 2^-22 of that below: a sum of products
+// in float does no better. The bytes of an input lie `apart` from each other, their sums `sums_apart`, the lowest first.
+static void split_group(const bf16* x, int64_t count, int64_t size, int8_t* out, int64_t apart, float* scale,
+                        int32_t* sums, int64_t sums_apart) {
+  Words words(x, count);
+  float peak = words.peak(), inverse = 0.0f;
+  *scale = peak * 0.0f;  // NaN if there is a NaN
+  if (peak > kTiny) {
+    uint32_t bits, exponent;
+    std::memcpy(&bits, &peak, 4);
+    exponent = bits >> 23;
+    uint32_t unit = (exponent - 21) << 23, units = (254 + 21 - exponent) << 23;  // the greatest has 22 bits
+    std::memcpy(scale, &unit, 4);
+    std::memcpy(&inverse, &units, 4);
+  }
+  i32x16 totals[kDigits] = {};
+  words.each_rounded(inverse, [&](int64_t i, i32x16 q) {
+    for (int d = 0; d < kDigits; ++d) {
+      i32x16 low = (q << 24) >> 24;
+      totals[d] += low;
+      words.put(out + d * apart, i, low);
+      q = (q - low) >> 8;
+    }
+  });
+  for (int d = 0; d < kDigits; ++d) {
+    std::memset(out + d * apart + count, 0, size - count);
+    sums[d * sums_apart] = sum_lanes(totals[d]);
+  }
 }
 
 // A group of weights, see kernels/ops/quantize.py.
@@ -102,13 +136,17 @@ struct Quantizer {
   Quantizer(const Weight& w, int64_t rows, void* scratch) : w(w), stride(row_bytes(w)), groups(num_groups(w)) {
     scales = (float*)scratch;
     sums = (int32_t*)(scales + rows * groups);
-    data = (int8_t*)(sums + rows * groups);
+    data = (int8_t*)(sums + rows * w.digits * groups);
   }
 
   void row(const bf16* x, int64_t r) const {
     for (int64_t g = 0; g < groups; ++g) {
-      int64_t size = stride / groups, first = g * size, count = w.inner - first < size ? w.inner - first : size;
-      quantize_group(x + first, count, size, data + r * stride + first, scales + r * groups + g, sums + r * groups + g);
+      int64_t size = w.group, first = g * size, count = w.inner - first < size ? w.inner - first : size;
+      int8_t* out = data + r * w.digits * stride + first;
+      float* scale = scales + r * groups + g;
+      int32_t* sum = sums + r * w.digits * groups + g;
+      if (w.digits == 1) quantize_group(x + first, count, size, out, scale, sum);
+      else split_group(x + first, count, size, out, stride, scale, sum, groups);
     }
   }
 

@@ -33,10 +33,11 @@ class Tiles {
   // Products of up to 32: 0 and 1 are sums of sixteen rows and 4 their activations; 2, 3 and 5 those of `rows` more.
   void tall(int rows) { shape({kTileRows, kTileRows, rows, rows, kTileRows, rows, kTileRows, kTileRows}); }
 
-  // Products of up to sixteen rows, as `flat`, of whole steps (4 and 6) and of half ones (5 and 7).
-  void halved(int rows) {
-    shape({rows, rows, rows, rows, rows, rows, kTileRows, kTileRows / 2}, kTileBytes / 2);
+  // Products of up to sixteen rows, as `flat`, of whole steps (4 and 6) and of `bytes` of one (5 and 7).
+  void parted(int rows, int bytes) {
+    shape({rows, rows, rows, rows, rows, rows, kTileRows, bytes / 4}, bytes);
   }
+  void halved(int rows) { parted(rows, kTileBytes / 2); }
 
  private:
   struct alignas(64) Config {

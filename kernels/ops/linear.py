@@ -89,7 +89,8 @@ def linear(weight: Tensor, bias: Tensor | None, form: Form, allocate: Allocate =
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """``W [N, K] = (values - zeros) * scales``, with one scale and zero point for ``group`` inputs of an output.
+    """``W [N, K] = (values - zeros) * scales``, with one scale and zero point for ``group`` inputs of an output. Where
+    there are offsets, it is ``values * scales + offsets``.
 
     Integer products want the input as integers too: every ``group`` of a row is rounded to multiples of its greatest
     magnitude / 127. With 8 bits the group is the whole row (W8A8 with dynamic scales per token, as in LLM.int8,
@@ -103,20 +104,31 @@ class QuantizedWeight:
     group: int  # inputs; the last group may be shorter
     order: Tensor | None = None  # int64 [K]: the input that stands at each place of ``values``; None: its own
     weight_only: bool = False  # the format leaves the inputs as they are
+    offsets: Tensor | None = None  # float32 [N, G], in place of zero points
 
     @property
     def fits_integer_products(self) -> bool:
-        """Whether `linear.quantized` computes with it: 8 bits with a scale per output, 4 bits with short scales."""
+        """Whether `linear.quantized` computes with it: 8 bits with a scale per output, 4 bits by group."""
         if self.bits == 8:
-            return self.zeros is None and self.order is None and self.group >= self.values.shape[1]
-        return (self.group == 32 or self.group % 64 == 0) and scale_dtype(self.scales) is not None
+            is_plain = self.zeros is None and self.order is None and self.offsets is None
+            return is_plain and self.group >= self.values.shape[1]
+        return self.group >= self.values.shape[1] or self.group == 32 or self.group % 64 == 0
+
+    @property
+    def fits_wide_steps(self) -> bool:
+        """Whether kernels that take many inputs at a time compute with it; they know zero points in 4 bits only."""
+        is_wide = self.group >= self.values.shape[1] or self.group == 32 or self.group % 64 == 0
+        return is_wide and self.offsets is None and (self.zeros is None or self.bits == 4)
 
     def dequantize(self) -> Tensor:
         """The weight in float32 ``[N, K]``."""
         inner = self.values.shape[1]
         weight = self.values.float()
-        weight -= 1 << self.bits - 1 if self.zeros is None else _spread(self.zeros.float(), self.group, inner)
+        if self.offsets is None:
+            weight -= 1 << self.bits - 1 if self.zeros is None else _spread(self.zeros.float(), self.group, inner)
         weight *= _spread(self.scales, self.group, inner)
+        if self.offsets is not None:
+            weight += _spread(self.offsets, self.group, inner)
         return weight if self.order is None else weight[:, torch.argsort(self.order)]
 
 
@@ -160,8 +172,11 @@ Weight = Tensor | StoredWeight
 
 
 def is_finite(weight: StoredWeight) -> bool:
-    """Whether all scales, or all numbers of a weight without scales, are numbers."""
-    return bool(torch.isfinite(weight.values if isinstance(weight, DecodedWeight) else weight.scales).all())
+    """Whether all scales and offsets, or all numbers of a weight without scales, are numbers."""
+    numbers = [weight.values if isinstance(weight, DecodedWeight) else weight.scales]
+    if isinstance(weight, QuantizedWeight) and weight.offsets is not None:
+        numbers.append(weight.offsets)
+    return all(bool(torch.isfinite(part).all()) for part in numbers)
 
 
 def dequantized(weight: Weight) -> Tensor:
@@ -192,6 +207,7 @@ def _stacked_integers(parts: list[QuantizedWeight], count: int) -> QuantizedWeig
     first = parts[0]
     if len(parts) < count or any(
         (part.bits, part.group, part.weight_only) != (first.bits, first.group, first.weight_only)
+        or (part.offsets is None) != (first.offsets is None)
         or not _same(part.order, first.order)
         for part in parts
     ):
@@ -205,7 +221,8 @@ def _stacked_integers(parts: list[QuantizedWeight], count: int) -> QuantizedWeig
         )
         zeros = torch.cat(list(points))
     values, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "scales"))
-    return replace(first, values=values, scales=scales, zeros=zeros)
+    given = [part.offsets for part in parts if part.offsets is not None]
+    return replace(first, values=values, scales=scales, zeros=zeros, offsets=torch.cat(given) if given else None)
 
 
 def _stacked_floats(parts: list[Float8Weight], count: int) -> Float8Weight | None:
@@ -235,8 +252,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 def arranged(weight: Weight, arrange: Callable[[Tensor], Tensor]) -> Weight:
     """A weight whose rows are moved by a function of tensors with as many rows."""
     if isinstance(weight, QuantizedWeight):
-        zeros = None if weight.zeros is None else arrange(weight.zeros)
-        return replace(weight, values=arrange(weight.values), scales=arrange(weight.scales), zeros=zeros)
+        zeros, offsets = (None if part is None else arrange(part) for part in (weight.zeros, weight.offsets))
+        values, scales = arrange(weight.values), arrange(weight.scales)
+        return replace(weight, values=values, scales=scales, zeros=zeros, offsets=offsets)
     if isinstance(weight, Float8Weight):  # blocks may be torn apart
         return DecodedWeight(arrange(weight.dequantize()), 8)
     return arrange(weight) if isinstance(weight, Tensor) else replace(weight, values=arrange(weight.values))

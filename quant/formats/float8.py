@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sgl.kernels.ops.linear import FP8_MAX, Activations, Float8Weight
 from sgl.quant.scheme import FLOATS, Part
+from sgl.quant.slices import by_rows
 
 FP8 = torch.float8_e4m3fn
 
@@ -81,6 +82,9 @@ class Float8:
         return Float8Weight(tensors["weight"], scales.contiguous(), unit, activations, input_scale)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        return self._encode(weight) if self.scale == "tensor" else by_rows(self._encode, weight)
+
+    def _encode(self, weight: Tensor) -> dict[str, Tensor]:
         rows, inner = weight.shape
         high, wide = self._unit(rows, inner)
         padded = functional.pad(weight.float(), (0, -inner % wide, 0, -rows % high))

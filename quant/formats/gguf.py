@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sgl.kernels.ops.linear import DecodedWeight, QuantizedWeight, StoredWeight
+from sgl.kernels.ops.linear import QuantizedWeight, StoredWeight, is_finite
 from sgl.quant.scheme import Part, Scheme
 from sgl.quant.stored import Fields, Layout, Tensors
 
@@ -35,8 +36,7 @@ class Blocks:
 
     def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> StoredWeight:
         weight = self.read(tensors[self.name].view(rows, -1, self.size_bytes))
-        numbers = weight.values if isinstance(weight, DecodedWeight) else weight.scales
-        if not bool(torch.isfinite(numbers).all()):
+        if not is_finite(weight):
             raise ValueError("its scales hold NaN or infinite values")
         return weight
 
@@ -72,8 +72,7 @@ def _q4_0(blocks: Tensor) -> StoredWeight:
 
 
 def _q4_1(blocks: Tensor) -> StoredWeight:
-    values = _halves(blocks, 0) * _low_high(blocks[..., 4:]).float() + _halves(blocks, 2)
-    return DecodedWeight(_flat(values), 4)
+    return _with_offsets(_low_high(blocks[..., 4:]), _halves(blocks, 0), _halves(blocks, 2), 4)
 
 
 def _q5_0(blocks: Tensor) -> StoredWeight:
@@ -84,7 +83,7 @@ def _q5_0(blocks: Tensor) -> StoredWeight:
 
 def _q5_1(blocks: Tensor) -> StoredWeight:
     values = _low_high(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
-    return DecodedWeight(_flat(_halves(blocks, 0) * values.float() + _halves(blocks, 2)), 5)
+    return _with_offsets(values, _halves(blocks, 0), _halves(blocks, 2), 8)
 
 
 def _q8_0(blocks: Tensor) -> StoredWeight:
@@ -100,11 +99,15 @@ def _six_bit_pairs(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-def _affine(blocks: Tensor, values: Tensor, bits: int) -> StoredWeight:
+def _with_offsets(values: Tensor, scales: Tensor, offsets: Tensor, bits: Literal[4, 8]) -> StoredWeight:
+    """Values in parts of 32 with a scale and an offset each."""
+    return QuantizedWeight(_flat(values), _flat(scales), None, bits, _SMALL, weight_only=True, offsets=_flat(offsets))
+
+
+def _affine(blocks: Tensor, values: Tensor, bits: Literal[4, 8]) -> StoredWeight:
     """Values ``[N, blocks, 256]`` in eight parts with a scale and a minimum each."""
     scales, minima = _six_bit_pairs(blocks[..., 4:16])
-    scales, minima = (_halves(blocks, 0) * scales).unsqueeze(-1), (_halves(blocks, 2) * minima).unsqueeze(-1)
-    return DecodedWeight(_flat(scales * _parts(values.float(), 8, _SMALL) - minima), bits)
+    return _with_offsets(values, _halves(blocks, 0) * scales, _halves(blocks, 2) * -minima, bits)
 
 
 def _q4_k(blocks: Tensor) -> StoredWeight:
@@ -115,7 +118,7 @@ def _q5_k(blocks: Tensor) -> StoredWeight:
     low = _low_high(_parts(blocks[..., 48:], 4, _SMALL)).flatten(-2)
     places = torch.arange(8, dtype=torch.uint8, device=blocks.device).unsqueeze(-1)
     high = blocks[..., None, 16:48].bitwise_right_shift(places).bitwise_and_(1) << 4  # [N, blocks, 8, 32]
-    return _affine(blocks, low | high.flatten(-2), 5)
+    return _affine(blocks, low | high.flatten(-2), 8)
 
 
 def _q6_k(blocks: Tensor) -> StoredWeight:

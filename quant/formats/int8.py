@@ -12,6 +12,7 @@ from torch import Tensor
 from sgl.kernels.ops.linear import QuantizedWeight
 from sgl.kernels.ops.quantize import round_weight
 from sgl.quant.scheme import FLOATS, Part
+from sgl.quant.slices import by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class Int8:
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         if self.scale == "tensor" or not self.symmetric:
             raise ValueError("int8 is written symmetric, with a scale per output or per group of inputs")
+        return by_rows(self._encode, weight)
+
+    def _encode(self, weight: Tensor) -> dict[str, Tensor]:
         inner = weight.shape[1]
         if isinstance(self.scale, int):
             rows = weight.float().view(-1, self.scale)

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from sgl.kernels.ops.linear import DecodedWeight
+from sgl.kernels.ops.linear import QuantizedWeight
 from sgl.quant.formats import float4
 from sgl.quant.formats.float8 import Float8
-from sgl.quant.scheme import Part, Scheme
+from sgl.quant.scheme import Part, Scheme, groups_of
 from sgl.quant.stored import Fields, Layout, Tensors
 
 _GROUP = 16
@@ -28,19 +28,17 @@ class FactoredNVFP4:
         return "nvfp4"
 
     def parts(self, rows: int, inner: int) -> tuple[Part, ...]:
-        if inner % _GROUP:
-            raise ValueError(f"{inner} inputs cannot be shared out to groups of {_GROUP}")
+        groups = groups_of(inner, _GROUP)
         return (
             Part("weight", (torch.uint8,), ((rows, inner // 2),)),
-            Part("weight_scale", (torch.float8_e4m3fn,), ((rows, inner // _GROUP),)),
+            Part("weight_scale", (torch.float8_e4m3fn,), ((rows, groups),)),
             Part("weight_scale_2", _F32, ((), (1,))),
             Part("input_scale", _F32, ((), (1,)), optional=True),
         )
 
-    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> DecodedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> QuantizedWeight:
         scales = tensors["weight_scale"].float() * tensors["weight_scale_2"].reshape(())
-        values = float4.decode(tensors["weight"]).view(rows, -1, _GROUP)
-        return DecodedWeight((values * scales.unsqueeze(-1)).flatten(1), 4)
+        return float4.decode(tensors["weight"], scales)
 
 
 def read(fields: Fields) -> Layout:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl.kernels.ops.linear import DecodedWeight
+from sgl.kernels.ops.linear import QuantizedWeight
 from sgl.quant.formats import float4
-from sgl.quant.scheme import Part
+from sgl.quant.scheme import Part, groups_of
+from sgl.quant.slices import by_rows
 
 _GROUP = 32
 _BIAS = 127  # of the exponents that scales consist of
@@ -44,23 +45,24 @@ class MXFP4:
         return {"weights": weights, "input_activations": None, "output_activations": None}
 
     def parts(self, rows: int, inner: int) -> tuple[Part, ...]:
-        if inner % _GROUP:
-            raise ValueError(f"{inner} inputs cannot be shared out to groups of {_GROUP}")
+        groups = groups_of(inner, _GROUP)
         scales = (torch.uint8, torch.float8_e8m0fnu)
         return (
             Part("weight_packed", (torch.uint8,), ((rows, inner // 2),)),
-            Part("weight_scale", scales, ((rows, inner // _GROUP),)),
+            Part("weight_scale", scales, ((rows, groups),)),
         )
 
-    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> DecodedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> QuantizedWeight:
         exponents = tensors["weight_scale"].view(torch.uint8)
         if bool((exponents == 255).any()):
             raise ValueError("weight_scale holds 255, which stands for no number")
         scales = exponents.view(torch.float8_e8m0fnu).float()
-        values = float4.decode(tensors["weight_packed"]).view(rows, -1, _GROUP)
-        return DecodedWeight((values * scales.unsqueeze(-1)).flatten(1), 4)
+        return float4.decode(tensors["weight_packed"], scales)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        return by_rows(self._encode, weight)
+
+    def _encode(self, weight: Tensor) -> dict[str, Tensor]:
         groups = weight.float().view(weight.shape[0], -1, _GROUP)
         peaks = groups.abs().amax(-1).clamp(min=2.0**-120)
         exponents = torch.frexp(peaks).exponent - 3  # so that the greatest lies between 4 and 8; the format ends at 6

@@ -13,7 +13,8 @@ from torch.nn import functional
 from sgl.kernels.ops.linear import QuantizedWeight
 from sgl.kernels.ops.quantize import round_weight
 from sgl.quant.formats.packing import ordered, pack, unpack
-from sgl.quant.scheme import FLOATS, INTEGERS, Part
+from sgl.quant.scheme import FLOATS, INTEGERS, Part, groups_of
+from sgl.quant.slices import by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,7 @@ class Packed:
         return {"weights": weights, "input_activations": None, "output_activations": None}
 
     def parts(self, rows: int, inner: int) -> tuple[Part, ...]:
-        if self.group and inner % self.group:
-            raise ValueError(f"{inner} inputs cannot be shared out to groups of {self.group}")
-        groups, per_word = inner // self.group if self.group else 1, 32 // self.bits
+        groups, per_word = groups_of(inner, self.group) if self.group else 1, 32 // self.bits
         packed, points = -(-inner // per_word), -(-rows // per_word)
         return (
             Part("weight_packed", (torch.int32,), ((rows, packed),)),
@@ -76,9 +75,13 @@ class Packed:
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         rows, inner = weight.shape
+        groups_of(inner, self.group or inner)
+        shape = torch.tensor([rows, inner], dtype=torch.int64)
+        return {**by_rows(self._encode, weight), "weight_shape": shape}
+
+    def _encode(self, weight: Tensor) -> dict[str, Tensor]:
+        rows, inner = weight.shape
         group = self.group or inner
-        if inner % group:
-            raise ValueError(f"{inner} inputs cannot be shared out to groups of {group}")
         if self.symmetric:
             by_group = round_weight(weight.reshape(-1, group), self.bits, group)
             values, scales = by_group.values.view(rows, inner), by_group.scales.view(rows, -1)
@@ -88,13 +91,8 @@ class Packed:
             assert rounded.zeros is not None
             values, scales = rounded.values, rounded.scales
             points = {"weight_zero_point": pack(rounded.zeros.t().contiguous(), self.bits).t().contiguous()}
-        shape = torch.tensor([rows, inner], dtype=torch.int64)
-        return {
-            "weight_packed": pack(values, self.bits),
-            "weight_scale": scales.bfloat16() if self.bits == 4 else scales,
-            "weight_shape": shape,
-            **points,
-        }
+        scales = scales.bfloat16() if self.bits == 4 else scales
+        return {"weight_packed": pack(values, self.bits), "weight_scale": scales, **points}
 
 
 def round_between(weight: Tensor, bits: Literal[4, 8], group: int) -> QuantizedWeight:

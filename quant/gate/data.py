@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -263,6 +264,7 @@ def _from_hub(source: str, flag: str, options: DataOptions) -> list[Item]:
             param=flag,
         ) from None
     disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails is said below, once
     count = 4 * (options.num_calibration + options.num_gate)
     try:
         rows: Iterable[Any] = load_dataset(name, split=split or "train", streaming=True).shuffle(

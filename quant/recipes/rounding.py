@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from sgl.quant.recipes.plan import Plan, Unit, layer_of
 from sgl.quant.recipes.report import ModuleError, Watcher, measure
 from sgl.quant.scheme import Encoded, WritableScheme
+from sgl.quant.slices import rows_of, slices
 from sgl.quant.writer import Writer
 
 
@@ -54,8 +56,14 @@ def round_unit(plan: Plan, unit: Unit, writer: Writer) -> None:
 def error_of(module: str, scheme: WritableScheme, weight: Tensor, tensors: Mapping[str, Tensor]) -> ModuleError:
     """What is in ``tensors`` against the weight that they stand for."""
     rows, inner = weight.shape
-    decoded = Encoded(module, scheme, tensors, (rows, inner)).dequantize()
-    return measure(module, scheme.label, weight, decoded, sum(tensor.nbytes for tensor in tensors.values()))
+    own = {suffix: tensor for suffix, tensor in tensors.items() if suffix != "weight_shape"}  # that of all rows
+    after = sum(tensor.nbytes for tensor in tensors.values())
+    parts = []
+    for place in slices(rows, inner):
+        part = Encoded(module, scheme, rows_of(own, rows, place), (place.stop - place.start, inner))
+        parts.append(measure(module, scheme.label, weight[place], part.dequantize(), after))
+    error, signal = sum(part.error for part in parts), sum(part.signal for part in parts)
+    return replace(parts[0], error=error, signal=signal, before=weight.nbytes)
 
 
 def encode(scheme: WritableScheme, weights: Sequence[Tensor]) -> list[dict[str, Tensor]]:

@@ -24,7 +24,7 @@ from sgl.engine.runtime.executor import TorchExecutor
 from sgl.engine.runtime.graphs import GraphOptions
 from sgl.kernels.cpu import native
 from sgl.kernels.registry import bind
-from sgl.quant.config import FORMATS
+from sgl.quant.config import FORMATS, TORCHAO
 from tests.core.simulation import Script, run_to_end
 from tests.models.checkpoints import FAMILIES, VOCAB_SIZE, make_checkpoint
 
@@ -65,7 +65,7 @@ class Recorder(Script):
 
 MODELS = [
     *((family, "none", "") for family in (*FAMILIES, "qwen2_moe")),
-    *(("qwen2", format, "") for format in FORMATS),
+    *(("qwen2", format, "") for format in (*FORMATS, "int8wo")),
     ("gpt2", "int8", ""),
     *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2")),
 ]
@@ -83,7 +83,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         dtype=torch.bfloat16,
         device=device,
         kernels=kernels,
-        quantization=quantization,
+        **{"torchao_config" if quantization in TORCHAO else "quantization": quantization},
         kv_dtype=torch.int8 if kv_cache else None,
     )
 

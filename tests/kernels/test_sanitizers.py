@@ -13,9 +13,13 @@ from sgl.kernels.cpu import native
 
 ROOT = Path(__file__).parents[2]
 SUITES = {  # what runs C++
-    "kernels": ("tests/kernels/test_parity.py", "tests/kernels/test_sampling.py", "tests/kernels/test_machines.py"),
+    "kernels": (
+        *("tests/kernels/test_parity.py", "tests/kernels/test_weight_only.py", "tests/kernels/test_sampling.py"),
+        "tests/kernels/test_machines.py",
+    ),
     "attention": ("tests/attn/test_cpu.py", "tests/attn/test_rules.py", "tests/attn/test_bounds.py"),
     "engine": ("tests/engine/test_invariance.py",),
+    "grammar": ("tests/grammar/test_native.py",),
 }
 REPORTS = ("ERROR: AddressSanitizer", "runtime error:", "AddressSanitizer:DEADLYSIGNAL")
 

@@ -176,7 +176,7 @@ def convert(source: Path, path: Path, writer: Writer, config: Mapping[str, Any])
     floats = load_file(source / "model.safetensors")
     for seed, (name, weight) in enumerate(floats.items()):
         module, _, suffix = name.rpartition(".")
-        if weight.dim() != 2 or suffix != "weight" or "_proj" not in module:
+        if weight.dim() != 2 or suffix != "weight" or not ("_proj" in module or ".experts." in module):
             tensors[name] = exact[name] = weight
             continue
         parts, exact[name] = writer(weight.float(), seed)

@@ -96,6 +96,21 @@ def test_a_later_process_goes_on(tmp_path: Path) -> None:
     assert same(stored(tmp_path / "out"))
 
 
+def test_what_a_killed_gate_or_publication_left_is_not_published(tmp_path: Path) -> None:
+    first = Writer(tmp_path / "out", PLAN, "run")
+    fill(first)
+    first.save()
+    (first.folder / "gate").mkdir()
+    first.view(first.folder / "gate" / "candidate", FILES)
+    (first.folder / "generation_config.json").write_bytes(b"{")
+    first.close()
+    second = Writer(tmp_path / "out", PLAN, "run")
+    assert list(second.units) == list(TENSORS)
+    second.publish(FILES)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.safetensors", *FILES}
+    assert same(stored(tmp_path / "out"))
+
+
 def test_another_run_is_refused_until_it_is_thrown_away(tmp_path: Path) -> None:
     first = Writer(tmp_path / "out", PLAN, "run")
     fill(first, "a.weight")
