@@ -21,7 +21,7 @@ _COLOURS = {"enforced": "green", "approximated": "yellow", "unsupported": "red"}
 def check(
     file: Annotated[str, typer.Argument(help="A JSON schema; - reads standard input.", metavar="FILE")],
     backend: Annotated[
-        str, typer.Option(help="auto, llguidance, xgrammar or outlines.", metavar="NAME", show_default="auto")
+        str, typer.Option(help="auto, native, llguidance, xgrammar or outlines.", metavar="NAME", show_default="auto")
     ] = "auto",
 ) -> None:
     """Say which keywords of a JSON schema are enforced; ends with 1 if some would not be."""

@@ -23,7 +23,7 @@ class CheckBody(msgspec.Struct, kw_only=True):
     """
 
     schema: dict[str, Any] | bool | str
-    backend: Literal["auto", "llguidance", "xgrammar", "outlines"] | None = None
+    backend: Literal["auto", "native", "llguidance", "xgrammar", "outlines"] | None = None
 
 
 class Keyword(msgspec.Struct):

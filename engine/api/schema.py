@@ -15,7 +15,7 @@ from sgl.engine.grammar.process import CompilerProcess
 from sgl.engine.grammar.schema import Finding, analyse
 from sgl.engine.grammar.vocabulary import BYTES
 
-Choice = Literal["auto", "llguidance", "xgrammar", "outlines"]
+Choice = Literal["auto", "native", "llguidance", "xgrammar", "outlines"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ def _trial(source: str, backend: BackendName) -> str:
     """What the library has against a schema; empty if it has nothing."""
     process = CompilerProcess(backend, BYTES, Options(), Limits())
     try:
-        process.check(Grammar("json_schema", source))
+        grammar = Grammar("json_schema", source)
+        if backend == "native":
+            process.lower(grammar)
+        else:
+            process.check(grammar)
     except SglError as error:
         if error.status >= 500 or error.code == "missing_package":
             raise

@@ -8,7 +8,7 @@ Those that every step makes are hidden from the garbage collector (``gc=False``)
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -287,17 +287,26 @@ class StepResult(Protocol):
     def wait(self) -> list[RowOutput]: ...
 
 
+class HostLogits(NamedTuple):
+    """Logits in the memory of the host, float32 [L, width], and those of their rows that are meant."""
+
+    address: int
+    width: int
+    draws: Sequence[int]
+
+
 class Masks(Protocol):
     """What grammars allow at the sampled positions of a step, by row index; every other row is free."""
 
     @property
     def rows(self) -> Collection[int]: ...
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
         """The rows' tokens, as far as no mask is needed: the likeliest if that may come, or the only one that may.
 
-        Where the likeliest token is at hand (-1 is none) this costs less than a mask. -1 is no answer; after any other
-        the row's grammar has advanced, and the token must be the one that is reported.
+        Where the likeliest token is at hand (-1 is none) this costs less than a mask; where the ``logits`` are, a
+        grammar may also find the likeliest of those that may come. -1 is no answer; after any other the row's grammar
+        has advanced, and the token must be the one that is reported.
         """
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
@@ -307,7 +316,7 @@ class Masks(Protocol):
 class KnownMasks(msgspec.Struct, frozen=True):
     """`Masks` that were there before; whoever recorded them kept those that the sampled tokens hung on.
 
-    ``forced`` are, by row, the tokens that needed no mask since no other one may come.
+    ``forced`` are, by row, the tokens that needed no mask: no other one may come, or the grammar chose it itself.
     """
 
     by_row: dict[int, bytes] = {}
@@ -317,7 +326,7 @@ class KnownMasks(msgspec.Struct, frozen=True):
     def rows(self) -> Collection[int]:
         return self.by_row.keys() | self.forced.keys()
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
         return [self.forced.get(row, -1) for row in rows]
 
     def read(self, rows: Sequence[int]) -> list[bytes]:

@@ -7,17 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 
 
 class GrammarState(Protocol):
     """Progress of one request through its grammar."""
-
-    def settle(self, likeliest: int, /) -> int:
-        """The token that comes next, as far as that can be told without a mask (see `Masks`); -1 if it cannot.
-
-        Advances over it; the `accept` that follows is about the same token and does nothing.
-        """
 
     def accept(self, token_id: int, /) -> object:
         """Advances over a generated token."""
@@ -46,6 +40,14 @@ class GrammarCompiler(Protocol):
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> GrammarTicket:
         """Begins to compile; ``end_ids`` are the tokens that end an output which is complete."""
 
+    def settle(
+        self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None, /
+    ) -> list[int]:
+        """The tokens that come next, as far as that can be told without a mask (see `Masks`); -1 if it cannot.
+
+        Advances over them; the `accept` that follows is about the same token and does nothing.
+        """
+
     def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
         """What may follow in each state: one bit per vocabulary entry, least significant bit first; or why none can."""
 
@@ -71,7 +73,7 @@ class StepMasks:
         self._states, self._compiler, self._fail = states, compiler, fail
         self.filled: dict[int, bytes] = {}
         self.forced: dict[int, int] = {}
-        self._settled: list[tuple[int, int]] = []
+        self._settled: list[tuple[Sequence[int], list[int]]] = []
 
     @property
     def rows(self) -> Collection[int]:
@@ -80,15 +82,15 @@ class StepMasks:
     @property
     def advanced(self) -> Collection[int]:
         """The rows whose grammar is a token ahead of what has been reported."""
-        return [row for row, token_id in self._settled if token_id >= 0]
+        return [row for rows, ids in self._settled for row, token_id in zip(rows, ids, strict=True) if token_id >= 0]
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int]) -> list[int]:
-        states = self._states
-        settled = [states[row].settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
-        self._settled += zip(rows, settled, strict=True)
-        for row, told, token_id in zip(rows, likeliest, settled, strict=True):
-            if token_id not in (told, -1):
-                self.forced[row] = token_id
+    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
+        settled = self._compiler.settle([self._states[row] for row in rows], likeliest, logits)
+        self._settled.append((rows, settled))
+        if settled != likeliest:
+            for row, told, token_id in zip(rows, likeliest, settled, strict=True):
+                if token_id not in (told, -1):
+                    self.forced[row] = token_id
         return settled
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
@@ -108,6 +110,11 @@ class NoGrammars:
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> GrammarTicket:
         return _Refusal(SglError(self._reason, param=grammar.kind))
+
+    def settle(
+        self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None, /
+    ) -> list[int]:
+        raise AssertionError("no request has a grammar")
 
     def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
         raise AssertionError("no request has a grammar")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BackendName = Literal["llguidance", "xgrammar", "outlines"]
+BackendName = Literal["native", "llguidance", "xgrammar", "outlines"]
 Kind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
 
 Masks: TypeAlias = "NDArray[np.int32]"
@@ -33,12 +33,6 @@ class Options:
 
 class Matcher(Protocol):
     """Progress of one output. After an error every method but `error` may say anything."""
-
-    def settle(self, likeliest: int, /) -> int:
-        """Advances over the likeliest token (-1: none) if the mask allows it, or over the only one that it allows.
-
-        Returns the token; -1, and nothing has changed, where that would take a mask.
-        """
 
     def accept(self, token_id: int, /) -> object:
         """Advances over a token."""
@@ -59,16 +53,29 @@ class Matcher(Protocol):
 class Compiled(Protocol):
     """A compiled grammar, for any number of outputs."""
 
-    def matcher(self) -> Matcher: ...
+    def matcher(self, ends: Collection[int] = ()) -> Matcher:
+        """At the beginning of an output; ``ends`` are the model's tokens that end one, for backends that choose."""
 
 
 class Backend(Protocol):
-    """A grammar library with one vocabulary."""
+    """A grammar library with one vocabulary.
+
+    ``settles_ends`` says whether its matchers judge the tokens that end an output as well.
+    """
+
+    settles_ends: bool
 
     def compile(self, grammar: Grammar) -> Compiled:
         """
         Raises:
             SglError: 400; the library refuses the grammar.
+        """
+
+    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        """Advances each over the likeliest token (-1: none) if its mask allows it, or over the only one that it allows.
+
+        Returns the tokens; -1, and nothing has changed, where that would take a mask. A backend to whom masks come
+        cheap may go on with the likeliest token that its mask allows.
         """
 
     def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
@@ -91,6 +98,10 @@ def open_backend(name: BackendName, vocabulary: Vocabulary, options: Options) ->
         SglError: 400; it is not installed.
     """
     try:
+        if name == "native":
+            from sgl.engine.grammar.backends.native import NativeBackend
+
+            return NativeBackend(vocabulary)
         if name == "llguidance":
             from sgl.engine.grammar.backends.llguidance import GuidanceBackend
 

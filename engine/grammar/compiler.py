@@ -19,38 +19,40 @@ from threading import Timer
 from typing import Literal, cast
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 from sgl.engine.core.grammar import GrammarState
 from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Options, open_backend
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.process import CompilerProcess
 from sgl.engine.grammar.source import check_at_a_glance
-from sgl.engine.grammar.state import ConstrainedState, TokenSet, fill_masks
+from sgl.engine.grammar.state import ConstrainedState, Group, TokenSet, fill_masks
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 _QUIET_S = 5.0
 
-Choice = Literal["auto", "llguidance", "xgrammar", "outlines", "none"]
+Choice = Literal["auto", "native", "llguidance", "xgrammar", "outlines", "none"]
 
-_AUTO: Mapping[Kind, BackendName] = {
-    "json_schema": "llguidance",
-    "regex": "llguidance",
-    "ebnf": "xgrammar",
-    "structural_tag": "xgrammar",
+_AUTO: Mapping[Kind, tuple[BackendName, ...]] = {
+    "json_schema": ("native", "llguidance"),
+    "regex": ("native", "llguidance"),
+    "ebnf": ("xgrammar",),
+    "structural_tag": ("xgrammar",),
 }
-"""Measured and explained in docs/structured-output.md."""
+"""The first that takes a grammar gets it; measured and explained in docs/structured-output.md."""
 
 _KINDS: Mapping[BackendName, tuple[Kind, ...]] = {
+    "native": ("json_schema", "regex"),
     "llguidance": ("json_schema", "regex"),
     "xgrammar": ("json_schema", "regex", "ebnf", "structural_tag"),
     "outlines": ("json_schema", "regex"),
 }
 
 
-def backend_for(kind: Kind, choice: Choice) -> BackendName:
-    """
+def backends_for(kind: Kind, choice: Choice) -> tuple[BackendName, ...]:
+    """Those that shall be asked for a grammar, in order.
+
     Raises:
         SglError: 400; the backend that was chosen does not have that kind of grammar.
     """
@@ -61,7 +63,7 @@ def backend_for(kind: Kind, choice: Choice) -> BackendName:
     if kind not in _KINDS[choice]:
         able = " or ".join(["auto", *(name for name, kinds in _KINDS.items() if kind in kinds)])
         raise SglError(f"--grammar-backend {choice} does not support {kind}; {able} does.", param=kind)
-    return choice
+    return (choice,)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Ticket:
         if self._future.cancelled():
             raise SglError("The engine is shutting down.", code="shutdown", status=503)
         ready = self._future.result()
-        return ConstrainedState(ready.backend, ready.compiled.matcher(), self._kind, self._ends(), ready.banned)
+        ends = self._ends()
+        return ConstrainedState(ready.backend, ready.compiled.matcher(ends.ids), self._kind, ends, ready.banned)
 
 
 class Grammars:
@@ -109,6 +112,7 @@ class Grammars:
         self._backends: dict[BackendName, Backend] = {}
         self._processes: dict[BackendName, CompilerProcess] = {}
         self._kept: OrderedDict[Grammar, Future[_Ready]] = OrderedDict()
+        self._group = Group(())
         self._ends = lru_cache(256)(self._token_set)
         self._thread = ThreadPoolExecutor(1, "sgl-grammar")
         self._timer: Timer | None = None
@@ -123,7 +127,7 @@ class Grammars:
             self._timer = Timer(_QUIET_S, self._load_when_quiet, (num_steps,))
             self._timer.daemon = True
             self._timer.start()  # first: to start a thread waits for the GIL, which the other one holds at once
-            self._thread.submit(self._backend, backend_for("json_schema", self._choice))
+            self._thread.submit(self._open_likeliest)
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> Ticket:
         future = self._kept.get(grammar)
@@ -132,6 +136,11 @@ class Grammars:
             self._forget()
         self._kept.move_to_end(grammar)
         return Ticket(future, grammar.kind, lambda: self._ends(end_ids))
+
+    def settle(self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        if self._group.states != states:  # most steps are about the same requests
+            self._group = Group(cast(Sequence[ConstrainedState], states))
+        return self._group.settle(likeliest, logits)
 
     def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
         assert self._vocabulary is not None, "a state has come out of a vocabulary"
@@ -165,11 +174,23 @@ class Grammars:
 
     def _load(self) -> None:
         """Opens all backends that this choice may need, and has their processes do so."""
-        for name in {name: None for kind, name in _AUTO.items()} if self._choice == "auto" else [self._choice]:
+        names = (
+            dict.fromkeys(name for names in _AUTO.values() for name in names)
+            if self._choice == "auto"
+            else [self._choice]
+        )
+        for name in names:
             assert name != "none"
             with suppress(SglError):  # a package that is not installed is missed when somebody needs it
                 self._backend(name)
-                self._process(name).start()
+                if name != "native":
+                    self._process(name).start()
+
+    def _open_likeliest(self) -> None:
+        """What regular expressions and JSON schemas need first."""
+        for name in backends_for("regex", self._choice):
+            with suppress(SglError):
+                self._backend(name)
 
     def _reap(self) -> None:
         for process in self._processes.values():
@@ -186,8 +207,24 @@ class Grammars:
             raise SglError(message, code="internal_error", status=500) from None
 
     def _compile_within_limits(self, grammar: Grammar) -> _Ready:
-        name = backend_for(grammar.kind, self._choice)
+        *others, last = backends_for(grammar.kind, self._choice)
         check_at_a_glance(grammar)  # before a library is loaded for it
+        if "native" in (*others, last):
+            try:
+                return self._compile_natively(grammar, last)
+            except SglError as error:
+                if last == "native" or error.code == "grammar_too_complex":
+                    raise
+        return self._compile_by(last, grammar)
+
+    def _compile_natively(self, grammar: Grammar, process: BackendName) -> _Ready:
+        """Nobody tries the automaton out: it grows with the source, and what it does for a token is limited."""
+        backend = self._backend("native")
+        if grammar.kind == "json_schema":
+            grammar = self._process(process).lower(grammar)
+        return _Ready(backend, backend.compile(grammar), TokenSet.of((), self._loaded_vocabulary()))
+
+    def _compile_by(self, name: BackendName, grammar: Grammar) -> _Ready:
         vocabulary = self._loaded_vocabulary()
         process = self._process(name)
         process.start()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sgl.engine.grammar.backend import BackendName
+from sgl.engine.grammar.formats import FORMATS
 
 Status = Literal["enforced", "approximated", "unsupported"]
 
@@ -82,6 +83,14 @@ _PLAIN = "no character of such a string is escaped"
 _LEAP = "February 29 also comes in years that have none"
 
 DIALECTS: Mapping[BackendName, Dialect] = {
+    "native": Dialect(
+        enforced=frozenset((*_EVERYWHERE, *_RANGES)) - {"allOf"},
+        approximated={"properties": _ORDER},
+        formats=frozenset(FORMATS),
+        combines=True,
+        quotes_patterns=True,
+        searches_patterns=True,
+    ),
     "llguidance": Dialect(
         enforced=frozenset(
             (*_EVERYWHERE, *_RANGES, "multipleOf", "patternProperties", "minProperties", "maxProperties")

@@ -22,6 +22,7 @@ from sgl.engine.grammar.protocol import (
     Checked,
     Load,
     Loaded,
+    Lower,
     Refused,
     Reply,
     Request,
@@ -75,23 +76,34 @@ class CompilerProcess:
         Raises:
             SglError: 400; the grammar is wrong or takes too long or too much memory.
         """
+        return self._ask(Check(grammar, self._limits.mask_s), grammar.kind)
+
+    def lower(self, grammar: Grammar) -> Grammar:
+        """A JSON schema for the native backend.
+
+        Raises:
+            SglError: 400; it cannot be written so, or takes too long or too much memory.
+        """
+        return self._ask(Lower(grammar), grammar.kind).grammar
+
+    def _ask(self, request: Check | Lower, kind: str) -> Checked:
         if not self._is_loaded:
             self.start()
             if not isinstance(reply := self._receive(_LOAD_TIMEOUT_S), Loaded):
                 self.kill()
                 raise _error_of(reply) or SglError("The grammar compiler does not start.", status=500)
             self._is_loaded = True
-        self._send(Check(grammar, self._limits.mask_s))
+        self._send(request)
         reply = self._receive(self._limits.compile_s)
         if isinstance(reply, Checked):
             return reply
         refused = _error_of(reply)
         if refused is not None:
-            refused.param = refused.param or grammar.kind
+            refused.param = refused.param or kind
             raise refused
         self.kill()
-        message = f"The {grammar.kind} takes more than {self._limits.compile_s:g} s or too much memory to compile."
-        raise SglError(message, code="grammar_too_complex", param=grammar.kind)
+        message = f"The {kind} takes more than {self._limits.compile_s:g} s or too much memory to compile."
+        raise SglError(message, code="grammar_too_complex", param=kind)
 
     def kill(self) -> None:
         """Ends the process; the next grammar starts another."""

@@ -29,6 +29,12 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
     mask_s: float
 
 
+class Lower(msgspec.Struct, frozen=True, tag="lower"):
+    """Write a JSON schema for the native backend. Answered with `Checked` or `Refused`."""
+
+    grammar: Grammar
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     pass
 
@@ -47,7 +53,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     status: int = 400
 
 
-Request = Load | Check
+Request = Load | Check | Lower
 Reply = Loaded | Checked | Refused
 
 encode = msgspec.msgpack.Encoder().encode

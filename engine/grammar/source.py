@@ -12,6 +12,7 @@ from sgl.engine.base.types import Grammar
 from sgl.engine.grammar.backend import BackendName
 from sgl.engine.grammar.keywords import DIALECTS
 from sgl.engine.grammar.limits import check_nesting, check_source
+from sgl.engine.grammar.lowering import rules_of
 from sgl.engine.grammar.schema import analyse
 from sgl.engine.grammar.tags import modern_tag
 
@@ -60,6 +61,18 @@ def check_at_a_glance(grammar: Grammar) -> None:
     check_source(grammar.source, grammar.kind)
     if grammar.kind in ("regex", "ebnf"):
         check_nesting(grammar.source, grammar.kind)
+
+
+def lowered(grammar: Grammar, whitespace: str | None) -> Grammar:
+    """A JSON schema as rules for the native backend.
+
+    Raises:
+        SglError: 400; it has something that cannot be written so.
+    """
+    check_at_a_glance(grammar)
+    analysis = analyse(grammar.source, DIALECTS["native"])
+    analysis.check()
+    return Grammar("json_schema", rules_of(analysis.schema, whitespace))
 
 
 def prepared_schema(source: str, backend: BackendName) -> str:

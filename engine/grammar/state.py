@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import HostLogits
 from sgl.engine.grammar.backend import Backend, Matcher
 from sgl.engine.grammar.vocabulary import Vocabulary
 
@@ -23,28 +24,24 @@ class ConstrainedState:
         banned: tokens that must not come although their text would fit.
     """
 
+    __slots__ = ("backend", "banned", "ends", "forced", "is_ahead", "kind", "matcher", "terminated", "unclear")
+
     def __init__(self, backend: Backend, matcher: Matcher, kind: str, ends: TokenSet, banned: TokenSet) -> None:
         self.backend = backend
         self.matcher = matcher
         self.kind = kind
         self.ends = ends
         self.banned = banned
-        self._unclear = ends.ids | banned.ids
-        self._is_ahead = False
+        self.unclear = banned.ids if backend.settles_ends else ends.ids | banned.ids
+        self.is_ahead = False  # of what has been accepted, by the token that was settled
         # The matcher's own: these are called for every token.
-        self._settle = matcher.settle
         self.forced = matcher.forced
         self.terminated = matcher.finished
 
-    def settle(self, likeliest: int) -> int:
-        token_id = self._settle(-1 if likeliest in self._unclear else likeliest)
-        self._is_ahead = token_id >= 0
-        return token_id
-
     def accept(self, token_id: int) -> None:
-        if not self._is_ahead:
+        if not self.is_ahead:
             self.matcher.accept(token_id)
-        self._is_ahead = False
+        self.is_ahead = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,42 @@ class TokenSet:
         for token_id in ids:
             bits[token_id >> 3] |= 1 << (token_id & 7)
         return cls(ids, bits)
+
+
+class Group:
+    """States that go on together, for as many steps as their requests run together."""
+
+    def __init__(self, states: Sequence[ConstrainedState]) -> None:
+        self.states = list(states)
+        self._rows = {
+            backend: [row for row, state in enumerate(states) if state.backend is backend]
+            for backend in {state.backend for state in states}
+        }
+        self._matchers = {backend: [states[row].matcher for row in rows] for backend, rows in self._rows.items()}
+        self._has_unclear = any(state.unclear for state in states)
+
+    def settle(self, likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        """The tokens that come next, as far as the backends tell; -1 where they do not."""
+        if self._has_unclear:
+            pairs = zip(likeliest, self.states, strict=True)
+            likeliest = [-1 if token_id in state.unclear else token_id for token_id, state in pairs]
+        if len(self._rows) == 1:
+            ((backend, matchers),) = self._matchers.items()
+            settled = backend.settle(matchers, likeliest, logits)
+        else:
+            settled = self._settle_parts(likeliest, logits)
+        for state, token_id in zip(self.states, settled, strict=True):
+            state.is_ahead = token_id >= 0
+        return settled
+
+    def _settle_parts(self, likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        settled = [-1] * len(self.states)
+        for backend, rows in self._rows.items():
+            part = logits and logits._replace(draws=[logits.draws[row] for row in rows])
+            found = backend.settle(self._matchers[backend], [likeliest[row] for row in rows], part)
+            for row, token_id in zip(rows, found, strict=True):
+                settled[row] = token_id
+        return settled
 
 
 def fill_masks(states: Sequence[ConstrainedState], vocabulary: Vocabulary) -> list[bytes | SglError]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sgl.engine.base import hub
 from sgl.engine.base.config import ModelConfig
@@ -28,6 +29,26 @@ class Vocabulary:
     pieces: tuple[bytes, ...]
     special: Mapping[int, bytes] = field(default_factory=dict)
     tokenize: Tokenize | None = None
+
+    def usual_tokens(self, text: bytes) -> list[int]:
+        """What the tokenizer would make of a text; the longest token each time where nobody knows."""
+        return self.tokenize(text.decode("utf-8", "replace")) if self.tokenize else list(self._greedy(text))
+
+    def _greedy(self, text: bytes) -> Iterator[int]:
+        begin, (ids, longest) = 0, self._ids
+        while begin < len(text):
+            sizes = range(min(longest, len(text) - begin), 0, -1)
+            size = next((size for size in sizes if text[begin : begin + size] in ids), 0)
+            if size == 0:
+                return
+            yield ids[text[begin : begin + size]]
+            begin += size
+
+    @cached_property
+    def _ids(self) -> tuple[dict[bytes, int], int]:
+        """Tokens by their text, and the length of the longest."""
+        ids = {piece: token_id for token_id, piece in enumerate(self.pieces) if piece}
+        return ids, max(map(len, ids), default=0)
 
     @property
     def end_id(self) -> int:

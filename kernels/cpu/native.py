@@ -48,8 +48,7 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_pack_bf16": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
     "sgl_activation_bytes": (_POINTER,),
     "sgl_round": (_POINTER, _LONG, _LONG, _INT, _LONG, _POINTER, _POINTER),
-    "sgl_pack_int8": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
-    "sgl_pack_int4": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER),
+    "sgl_pack_integers": (_POINTER,) * 5,
     "sgl_linear": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
     "sgl_linear_f32": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER),
     "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
@@ -151,7 +150,7 @@ def allocator(arena: Arena) -> Allocate:
     return allocate
 
 
-def build(isa: str) -> Path:
+def build(isa: str, name: str = "cpu", sources: Sequence[str] = SOURCES, headers: Sequence[str] = HEADERS) -> Path:
     """Path of the compiled library; compiles it if no library of the same content exists."""
     cxx = compiler()
     if cxx is None:
@@ -160,16 +159,16 @@ def build(isa: str) -> Path:
     flags = (*FLAGS, *ISA_FLAGS[isa], *(SANITIZE_FLAGS if env.flag("SGL_KERNEL_SANITIZE") else ()))
     digest = hashlib.sha256()
     digest.update("\0".join([_version(cxx), *flags]).encode())
-    for name in (*SOURCES, *HEADERS):
-        digest.update((folder / name).read_bytes())
+    for file in (*sources, *headers):
+        digest.update((folder / file).read_bytes())
     cache = env.cache_dir() / "kernels"
-    target = cache / f"cpu-{isa}-{digest.hexdigest()[:16]}.so"
+    target = cache / f"{name}-{isa}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             built = Path(scratch) / "kernels.so"
-            objects = [str(Path(scratch) / f"{source}.o") for source in SOURCES]
-            compiling = zip(SOURCES, objects, strict=True)
+            objects = [str(Path(scratch) / f"{source}.o") for source in sources]
+            compiling = zip(sources, objects, strict=True)
             steps = [[cxx, *flags, "-c", str(folder / source), "-o", into] for source, into in compiling]
             with ThreadPoolExecutor(len(steps)) as pool:  # all at once: a first start waits for the slowest only
                 list(pool.map(_run, steps))

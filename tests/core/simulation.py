@@ -13,6 +13,7 @@ from sgl.engine.base.types import (
     Add,
     FinishReason,
     Grammar,
+    HostLogits,
     Inbound,
     Masks,
     Outbound,
@@ -111,6 +112,9 @@ class ModuloGrammars:
             return ModuloTicket(SglError("This is no grammar.", param="regex"), int(grammar.source[1:]))
         period, length, num_forced, delay = [*map(int, grammar.source.split("/")), 0, 0][:4]
         return ModuloTicket(ModuloGrammar(period, length, self._vocab_size, num_forced), delay)
+
+    def settle(self, states: Sequence[ModuloGrammar], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        return [state.settle(token_id) for state, token_id in zip(states, likeliest, strict=True)]
 
     def masks(self, states: Sequence[ModuloGrammar]) -> list[bytes | SglError]:
         return [state.mask() for state in states]

@@ -10,12 +10,12 @@ import numpy as np
 
 from sgl.engine.base.types import Grammar
 from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Options, open_backend
-from sgl.engine.grammar.source import prepare
+from sgl.engine.grammar.source import lowered, prepare
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary, vocabulary_of
 from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
-BACKENDS: tuple[BackendName, ...] = ("llguidance", "xgrammar", "outlines")
+BACKENDS: tuple[BackendName, ...] = ("native", "llguidance", "xgrammar", "outlines")
 
 
 @cache
@@ -34,7 +34,12 @@ def backend(name: BackendName, *, demo: bool = False) -> Backend:
 
 
 def compiled(name: BackendName, kind: Kind, source: str, *, demo: bool = False) -> Compiled:
-    return backend(name, demo=demo).compile(prepare(Grammar(kind, source), name).grammar)
+    grammar = Grammar(kind, source)
+    if name == "native":
+        prepared = lowered(grammar, None) if kind == "json_schema" else grammar
+    else:
+        prepared = prepare(grammar, name).grammar
+    return backend(name, demo=demo).compile(prepared)
 
 
 def allowed(name: BackendName, matcher: object, *, demo: bool = False) -> set[int]:

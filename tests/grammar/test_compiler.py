@@ -10,11 +10,12 @@ import pytest
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar
-from sgl.engine.grammar.backend import Kind
+from sgl.engine.grammar.backend import Kind, Options
 from sgl.engine.grammar.compiler import Choice, Grammars, Ticket
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.state import ConstrainedState
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
+from sgl.kernels.cpu import grammar as automata
 from tests.grammar.harness import demo_vocabulary
 from tests.server.live import until
 
@@ -51,6 +52,32 @@ def test_an_output_may_end_where_it_is_complete(grammars: Grammars) -> None:
     assert bits(grammars, state) == {97, 7, 9} and not state.terminated()
     state.accept(97)
     assert state.terminated()
+
+
+@pytest.mark.skipif(automata.missing() != "", reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("kind", "source", "backend"),
+    [
+        ("regex", "a+", "NativeBackend"),
+        ("regex", r"\p{L}", "GuidanceBackend"),
+        ("json_schema", '{"type": "integer", "minimum": 3}', "NativeBackend"),
+        ("json_schema", '{"type": "integer", "multipleOf": 3}', "GuidanceBackend"),
+    ],
+)
+def test_what_the_automata_do_not_express_goes_to_llguidance(
+    grammars: Grammars, kind: Kind, source: str, backend: str
+) -> None:
+    assert type(compile_now(grammars, kind, source).backend).__name__ == backend
+
+
+def test_blanks_are_those_that_were_asked_for() -> None:
+    grammars = Grammars("auto", lambda: BYTES, Options(whitespace="[ \n]{1,2}"))
+    state = compile_now(grammars, "json_schema", '{"type": "object", "properties": {"a": {}}, "required": ["a"]}')
+    for byte in b'{ "a" \n:\n1, "b":[\n] }':
+        assert byte in bits(grammars, state)
+        state.accept(byte)
+    assert state.terminated()
+    grammars.close()
 
 
 def test_states_of_one_grammar_are_apart(grammars: Grammars) -> None:

@@ -17,7 +17,7 @@ from sgl.engine.grammar.schema import analyse
 from tests.grammar.harness import BACKENDS, accepts, compiled, demo_tokenizer, sample
 from tests.grammar.schemas import Maker, written
 
-DEFAULT = {"llguidance": 80, "xgrammar": 30, "outlines": 20}
+DEFAULT = {"native": 80, "llguidance": 80, "xgrammar": 30, "outlines": 20}
 SLOW = dict.fromkeys(BACKENDS, 2000)
 INSTANCES = 6
 

@@ -9,6 +9,7 @@ import pytest
 
 from sgl.engine.grammar.backend import BackendName, Compiled, Kind, Matcher
 from tests.grammar.harness import BACKENDS, allowed, compiled, demo_vocabulary
+from tests.grammar.harness import backend as backend_of
 
 PERSON = {
     "type": "object",
@@ -27,6 +28,7 @@ GRAMMARS: dict[str, tuple[Kind, str]] = {
     "sums": ("ebnf", 'root ::= n ("+" n)*\nn ::= [0-9]+ | "(" root ")"'),
 }
 ABLE: dict[BackendName, tuple[Kind, ...]] = {
+    "native": ("json_schema", "regex"),
     "llguidance": ("json_schema", "regex"),
     "xgrammar": ("json_schema", "regex", "ebnf"),
     "outlines": ("json_schema", "regex"),
@@ -53,7 +55,7 @@ def test_what_is_settled_is_what_the_mask_allows(backend: BackendName, name: str
         candidates = rng.sample(sorted(mask), min(len(mask), 12)) + rng.sample(range(end_id), 25)
         for token_id in [-1, *candidates]:
             matcher = at(grammar, tokens)
-            settled = matcher.settle(token_id)
+            (settled,) = backend_of(backend, demo=True).settle([matcher], [token_id], None)
             only_one = mask == {settled}
             assert settled == (token_id if token_id in mask else -1) or only_one, (tokens, token_id)
             reached = at(grammar, tokens if settled < 0 else [*tokens, settled])

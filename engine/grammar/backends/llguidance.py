@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 from sgl.engine.grammar.backend import SEPARATOR_BLANK, Compiled, Masks, Matcher, Options, refusal
 from sgl.engine.grammar.vocabulary import Vocabulary
 
@@ -24,6 +24,8 @@ _KEPT_TEXTS, _LONGEST_KEPT = 4096, 64
 
 
 class GuidanceBackend:
+    settles_ends = False
+
     def __init__(self, vocabulary: Vocabulary, options: Options) -> None:
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), n_vocab=vocabulary.end_id + 1)
         self._executor = LLExecutor(_MAX_THREADS)
@@ -45,6 +47,10 @@ class GuidanceBackend:
             raise refusal(grammar, matcher.get_error())
         return GuidanceCompiled(matcher)
 
+    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        rows = cast(Sequence[GuidanceMatcher], matchers)
+        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+
     def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
         rows = [matcher.library for matcher in cast(Sequence[GuidanceMatcher], matchers)]
         if 32 * masks.size < PARALLEL_FROM:
@@ -60,7 +66,7 @@ class GuidanceCompiled:
     def __init__(self, pristine: LLMatcher) -> None:
         self._pristine = pristine
 
-    def matcher(self) -> Matcher:
+    def matcher(self, ends: Collection[int] = ()) -> Matcher:
         return GuidanceMatcher(self._pristine.deep_copy())
 
 
@@ -107,25 +113,9 @@ class _Tokens:
         self.eos_token_id = vocabulary.end_id
         self.tokens = [*vocabulary.pieces, b"<end>"]
         self.special_token_ids = [*vocabulary.special, vocabulary.end_id]
-        self._tokenize = vocabulary.tokenize
-        self._ids = {piece: token_id for token_id, piece in enumerate(vocabulary.pieces) if piece}
-        self._longest = max(map(len, self._ids), default=0)
-        self._usual = lru_cache(_KEPT_TEXTS)(self._tokens)
+        self._usual = vocabulary.usual_tokens
+        self._kept = lru_cache(_KEPT_TEXTS)(self._usual)
 
     def __call__(self, text: bytes) -> list[int]:
         """The tokens of forced text, which is short and comes again and again."""
-        return self._usual(text) if len(text) <= _LONGEST_KEPT else self._tokens(text)
-
-    def _tokens(self, text: bytes) -> list[int]:
-        return self._tokenize(text.decode("utf-8", "replace")) if self._tokenize else list(self._greedy(text))
-
-    def _greedy(self, text: bytes) -> Iterator[int]:
-        """The longest token each time: good enough where nobody knows the usual ones."""
-        begin = 0
-        while begin < len(text):
-            sizes = range(min(self._longest, len(text) - begin), 0, -1)
-            size = next((size for size in sizes if text[begin : begin + size] in self._ids), 0)
-            if size == 0:
-                return
-            yield self._ids[text[begin : begin + size]]
-            begin += size
+        return self._kept(text) if len(text) <= _LONGEST_KEPT else self._usual(text)

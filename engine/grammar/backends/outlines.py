@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import cast
 
 import outlines_core
 from outlines_core import json_schema
 
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 
 class OutlinesBackend:
+    settles_ends = False
+
     def __init__(self, vocabulary: Vocabulary, options: Options) -> None:
         ids: dict[bytes | str, list[int]] = {}
         for token_id, piece in enumerate(vocabulary.pieces):
@@ -32,6 +35,10 @@ class OutlinesBackend:
             raise refusal(grammar, error) from None
         return OutlinesCompiled(index, self._end_id)
 
+    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        rows = cast(Sequence[OutlinesMatcher], matchers)
+        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+
     def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
         for matcher, mask in zip(matchers, masks, strict=True):
             assert isinstance(matcher, OutlinesMatcher)
@@ -42,7 +49,7 @@ class OutlinesCompiled:
     def __init__(self, index: outlines_core.Index, end_id: int) -> None:
         self._index, self._end_id = index, end_id
 
-    def matcher(self) -> Matcher:
+    def matcher(self, ends: Collection[int] = ()) -> Matcher:
         return OutlinesMatcher(outlines_core.Guide(self._index), self._end_id)
 
 

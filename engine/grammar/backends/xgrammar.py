@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import cast
 
 import numpy as np
 import xgrammar
 
-from sgl.engine.base.types import Grammar
+from sgl.engine.base.types import Grammar, HostLogits
 from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 
 class XGrammarBackend:
+    settles_ends = False
+
     def __init__(self, vocabulary: Vocabulary, options: Options) -> None:
         self._plain = _compiler(vocabulary, vocabulary.pieces)
         with_special = [vocabulary.special.get(token_id, piece) for token_id, piece in enumerate(vocabulary.pieces)]
@@ -42,6 +45,10 @@ class XGrammarBackend:
             raise refusal(grammar, _reason(error)) from None
         return XGrammarCompiled(compiled, self._words, self._end_id)
 
+    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+        rows = cast(Sequence[XGrammarMatcher], matchers)
+        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+
     def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
         for matcher, mask in zip(matchers, masks, strict=True):
             assert isinstance(matcher, XGrammarMatcher)
@@ -52,7 +59,7 @@ class XGrammarCompiled:
     def __init__(self, library: xgrammar.CompiledGrammar, words: int, end_id: int) -> None:
         self._library, self._words, self._end_id = library, words, end_id
 
-    def matcher(self) -> Matcher:
+    def matcher(self, ends: Collection[int] = ()) -> Matcher:
         return XGrammarMatcher(xgrammar.GrammarMatcher(self._library), self._words, self._end_id)
 
 

@@ -1,0 +1,220 @@
+"""The native automata against Python's regular expressions, against llguidance, and at their limits."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import Grammar, HostLogits
+from sgl.engine.grammar.backend import Compiled, Matcher
+from sgl.engine.grammar.backends.native import NativeCompiled
+from sgl.engine.grammar.vocabulary import Vocabulary
+from sgl.kernels.cpu import grammar as automata
+from tests.grammar.harness import accepts, allowed, backend, compiled, demo_tokenizer, demo_vocabulary, sample
+
+pytestmark = pytest.mark.skipif(automata.missing() != "", reason="no C++ compiler")
+
+ATOMS = (
+    "a",
+    "b",
+    "[ab]",
+    "[^a]",
+    ".",
+    "é",
+    "[а-я]",
+    "\\d",
+    "(?:ab|c)",
+    "(x|)",
+    "\\.",
+    "[\\w-]",
+    "\\s",
+    "日",
+    "[😀-😎]",
+)
+REPEATS = ("", "", "*", "+", "?", "{2}", "{1,3}", "{0,2}", "{2,}", "*?")
+LETTERS = ("a", "b", "c", "x", "é", "д", "7", ".", "-", " ", "日", "😀", "\n", "_")
+
+
+def random_pattern(rng: random.Random, depth: int = 2) -> str:
+    parts = []
+    for _ in range(rng.randint(1, 4)):
+        atom = f"({random_pattern(rng, depth - 1)})" if depth and rng.random() < 0.3 else rng.choice(ATOMS)
+        parts.append(atom + rng.choice(REPEATS))
+    return "|".join(["".join(parts), *([random_pattern(rng, depth - 1)] if depth and rng.random() < 0.2 else [])])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_text_fits_as_python_has_it(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(25):
+        pattern = random_pattern(rng)
+        grammar, expected = compiled("native", "regex", pattern, demo=True), re.compile(pattern)
+        for _ in range(2):
+            text = sample("native", grammar, rng, max_tokens=40)
+            assert text is None or expected.fullmatch(text.decode()), (pattern, text)
+        for _ in range(6):
+            word = "".join(rng.choices(LETTERS, k=rng.randint(0, 6)))
+            tokens = demo_tokenizer().encode(word, add_special_tokens=False)
+            fits = expected.fullmatch(word) is not None
+            assert accepts("native", grammar, tokens, demo=True) == fits, (pattern, word)
+
+
+@pytest.mark.parametrize("demo", [False, True], ids=["bytes", "demo"])
+def test_masks_are_those_of_llguidance(demo: bool) -> None:
+    rng = random.Random(7)
+    for _ in range(40):
+        pattern = random_pattern(rng)
+        for name, same in (("\\w", "0-9A-Z_a-z"), ("\\s", "[ \\n]"), ("\\d", "[0-9]")):  # Unicode has versions
+            pattern = pattern.replace(name, same)
+        same_all_along(rng, "regex", pattern, demo=demo)
+
+
+SCHEMAS: list[Any] = [
+    {"type": "string", "minLength": 2, "maxLength": 5},
+    {"type": "array", "items": {"type": "integer", "minimum": -20, "maximum": 150}, "minItems": 1, "maxItems": 3},
+    {"type": "object", "properties": {"a": {"type": "null"}, "ab": {"enum": ["x", 1, [2, {"y": None}]]}}},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"type": "number"}, "c": {"const": "d"}},
+        "required": ["b"],
+        "additionalProperties": False,
+    },
+    {"type": "string", "pattern": '^[a-c"]+-?.$'},
+    {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2}}, "$ref": "#/$defs/n"},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
+def test_schemas_mean_what_they_mean_to_llguidance(schema: Any) -> None:
+    rng = random.Random(3)
+    for _ in range(4):
+        same_all_along(rng, "json_schema", json.dumps(schema), demo=False)
+
+
+def same_all_along(rng: random.Random, kind: Any, source: str, *, demo: bool) -> None:
+    """Along a random text the masks of both are the same, but for DEL, which llguidance keeps out of strings."""
+    mine, theirs = (compiled(name, kind, source, demo=demo).matcher() for name in ("native", "llguidance"))
+    for _ in range(25):
+        one, two = allowed("native", mine, demo=demo) - {0x7F}, allowed("llguidance", theirs, demo=demo) - {0x7F}
+        if demo and 1 in (len(one), len(two)) and one != two:
+            return  # where text is forced either may look further ahead
+        assert one == two, (source, one ^ two)
+        tokens = sorted(one - {(demo_vocabulary().end_id if demo else 256)})
+        if not tokens:
+            return
+        token_id = rng.choice(tokens)
+        mine.accept(token_id)
+        theirs.accept(token_id)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a(?=b)", "(a)\\1", "\\bword", "(?i)a", "a++", "[[:alpha:]]", "\\p{L}", "a{2}{3}", "(", "a)", "[b-a]"]
+)
+def test_what_others_read_otherwise_is_refused(pattern: str) -> None:
+    with pytest.raises(SglError) as error:
+        compiled("native", "regex", pattern)
+    assert error.value.status == 400
+
+
+@pytest.mark.parametrize("pattern", ["((a{500}){500}){500}", "(" * 5000 + ")" * 5000, "a{100001}", "[^\\s\\S]"])
+def test_what_costs_too_much_or_allows_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(SglError) as error:
+        compiled("native", "regex", pattern, demo=True)
+    assert error.value.status == 400
+
+
+def chosen(matchers: list[Matcher], likeliest: list[int], logits: np.ndarray) -> list[int]:
+    places = HostLogits(logits.ctypes.data, logits.shape[1], range(len(matchers)))
+    return backend("native", demo=True).settle(matchers, likeliest, places)
+
+
+@pytest.mark.parametrize("width", [3072, 3000, 3090])
+def test_the_likeliest_of_those_that_may_come_is_chosen(width: int) -> None:
+    rng, numbers = random.Random(width), np.random.default_rng(width)
+    grammar = compiled("native", "regex", "([a-z]{1,4}[ ,]){3,5}", demo=True)
+    end_id = demo_vocabulary().end_id
+    ends = frozenset({7, 11})
+    for length in range(12):
+        matchers = [grammar.matcher(ends) for _ in range(3)]
+        tokens: list[int] = []
+        for _ in range(length):
+            choices = sorted(allowed("native", matchers[0], demo=True) - {end_id})
+            if not choices:
+                break
+            tokens.append(rng.choice(choices))
+            for matcher in matchers:
+                matcher.accept(tokens[-1])
+        logits = np.round(numbers.normal(size=(3, width)), 1).astype(np.float32)  # with equal ones
+        logits[1, :2000] = -np.inf
+        logits[2, 7] = 50  # an end is likeliest by far
+        mask = allowed("native", matchers[0], demo=True)
+        may_come = sorted((mask - {end_id} | (ends if end_id in mask else set())) & set(range(width)))
+        expected = [int(may_come[int(row[may_come].argmax())]) if may_come else -1 for row in logits]
+        expected = [token if token >= 0 and np.isfinite(logits[i, token]) else -1 for i, token in enumerate(expected)]
+        assert chosen(matchers, [int(row.argmax()) for row in logits], logits) == expected
+
+
+def test_what_is_drawn_at_random_is_left_to_the_mask() -> None:
+    matcher = compiled("native", "regex", "[ab]+", demo=True).matcher()
+    before = allowed("native", matcher, demo=True)
+    assert chosen([matcher], [-1], np.zeros((1, 3072), np.float32)) == [-1]
+    assert allowed("native", matcher, demo=True) == before
+
+
+def test_after_a_token_that_does_not_fit_only_the_end_is_allowed() -> None:
+    matcher = compiled("native", "regex", "ab").matcher()
+    matcher.accept(ord("x"))
+    assert matcher.error() is not None and allowed("native", matcher) == {256} and matcher.forced() == []
+
+
+def test_a_grammar_forgets_what_it_knew_and_goes_on() -> None:
+    """Of n letters, whether the one 19 before the end was an a: so many states that they cannot all be kept."""
+    pattern = "[ab]*a[ab]{18}"
+    grammar = cast(NativeCompiled, compiled("native", "regex", pattern))
+    rng, text, most, was_forgotten = random.Random(5), "", 0, False
+    matcher, other = grammar.matcher(), grammar.matcher()
+    for byte in b"abba":
+        other.accept(byte)
+    for step in range(150_000):
+        letter = rng.choice("ab")
+        text = (text + letter)[-40:]
+        matcher.accept(ord(letter))
+        if step % 1000 == 0:
+            kept = grammar.kept_bytes()
+            was_forgotten |= kept < most
+            most = max(most, kept)
+            assert kept < 20 << 20
+            assert (256 in allowed("native", matcher)) == bool(re.fullmatch(pattern, text))
+    assert was_forgotten
+    assert 256 not in allowed("native", other)
+    for byte in b"b" * 14:
+        other.accept(byte)
+    assert 256 not in allowed("native", other)
+    other.accept(ord("b"))
+    assert 256 in allowed("native", other), "abba and 15 b: the first of 19"
+
+
+def test_things_may_be_freed_in_any_order() -> None:
+    grammar: Compiled = compiled("native", "regex", "[a-z]+")
+    matcher = grammar.matcher()
+    del grammar
+    matcher.accept(97)
+    assert allowed("native", matcher) == {*range(97, 123), 256}
+
+
+def test_tokens_of_equal_text_are_allowed_together() -> None:
+    pieces = (b"a", b"ab", b"b", b"a", b"", b"ab", b"abc")
+    native = backend("native").__class__(Vocabulary(pieces))  # type: ignore[call-arg]
+    matcher = native.compile(Grammar("regex", "ab[^c]?")).matcher()
+    masks = np.zeros((1, 1), np.int32)
+    native.fill([matcher], masks)
+    assert masks[0, 0] == 0b0101011
+    matcher.accept(5)
+    native.fill([matcher], masks)
+    assert masks[0, 0] == 0b10001101
