@@ -130,14 +130,15 @@ def test_plans_come_out_the_same_bit_for_bit(replay: Replay, tmp_path: Path) -> 
     free = {"temperature": 0.9, "max_new_tokens": 9, "ignore_eos": True}
     bound = {"temperature": 0.0, "max_new_tokens": 20, "regex": "(red|green) [0-9]{3} house"}
     with Engine(record_plans=str(tmp_path / "plans"), **own) as engine:
-        engine.generate(["one", "two " * 20], [free, bound], return_logprob=True, top_logprobs_num=2)
+        params = [free, bound, bound | {"temperature": 0.9}]
+        engine.generate(["one", "two " * 20, "three"], params, return_logprob=True, top_logprobs_num=2)
         engine.generate(["one", "two " * 15], free)
     steps = list(read_steps(tmp_path / "plans"))
     assert any(step.masks for step in steps) and any(step.forced for step in steps)
     told = ("--device", "cpu", "--cpu-threads", "1", "--page-size", "8")
     done = replay("plans", "plans", *told)
     assert done.code == 0, done.out + done.err
-    assert done.out.startswith(f"{len(steps)} steps, 2 slots, ") and "the same bit for bit." in done.out
+    assert done.out.startswith(f"{len(steps)} steps, 3 slots, ") and "the same bit for bit." in done.out
 
     token = steps[2].outputs[0].logprobs[0]
     assert token.logprob is not None

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import sgl.server.app
 from sgl.cli import console, serve
@@ -39,7 +41,7 @@ def test_the_memory_is_explained_where_the_weights_are_here(model: str) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100}
     Path(model, "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 256}))
     assert "Memory" not in sgl_command("serve", model, "--explain-config").stdout
-    Path(model, "model.safetensors").write_bytes(bytes(2**20))
+    save_file({"model.norm.weight": np.zeros(2**19, np.float32)}, Path(model, "model.safetensors"))
     shown = sgl_command("serve", model, "--explain-config", "--max-total-tokens", "512").stdout
     rows = [line.split()[:3] for line in shown[shown.index("Memory") :].splitlines()]
     assert ["weights", "-1.1", "MiB"] in rows
