@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sgl.kernels.ops.linear import QuantizedWeight, StoredWeight
 from sgl.kernels.registry import Kernels
@@ -27,6 +27,9 @@ class Repacks:
 
     def repack(self, path: str, weight: StoredWeight, kernels: Kernels) -> QuantizedWeight:
         """Up to 4 bits become int4 with a scale for 32 inputs, more become int8 with a scale per output."""
+        if isinstance(weight, QuantizedWeight) and weight.fits_integer_products and weight.offsets is None:
+            self.done.append(Repack(path, f"int{weight.bits}", 0.0))
+            return replace(weight, weight_only=False)
         exact = weight.dequantize()
         rounded: QuantizedWeight
         if weight.bits <= 4:

@@ -33,6 +33,8 @@ ZEROS = (None, torch.uint8, torch.float32)
 """In the order of the C++ enumerations."""
 
 _DIGITS = 3
+_MOST_SUMMED = 1 << 16
+"""Products of a byte and a signed byte that fit into 32 bits together."""
 """Bytes that an input becomes if it is not to be rounded, see quantize.cpp."""
 
 
@@ -144,8 +146,10 @@ def linear_quantized(weight: QuantizedWeight, bias: Tensor | None, form: Form, a
 def linear_weight_only(
     weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
 ) -> LinearFn:
-    if weight.group < weight.values.shape[1] and weight.group % (32 // weight.bits):
-        return linear(weight.dequantize().bfloat16(), bias, form, allocate)  # groups end within a word
+    inner = weight.values.shape[1]
+    ends_within_word = weight.group < inner and weight.group % (32 // weight.bits)
+    if ends_within_word or min(weight.group, inner) > _MOST_SUMMED:
+        return linear(weight.dequantize().bfloat16(), bias, form, allocate)
     return _integers(weight, bias, form, allocate, _DIGITS)
 
 

@@ -82,14 +82,10 @@ class FileContent(Response):
 
 async def content(request: Request) -> Response:
     """What is in a file, as it was uploaded or written."""
-    from sgl.server.batches.database import storage_errors
     from sgl.server.batches.store import Store
 
     desk = await state_of(request).batches.desk()
-    record = await desk.thread.do(Store.file, request.path_params["file_id"])
-    path = desk.thread.path_of(record.id)
-    with storage_errors(path):
-        opened = await asyncio.to_thread(path.open, "rb")
+    record, opened = await desk.thread.do(Store.open_file, request.path_params["file_id"])
     return FileContent(opened, record)
 
 

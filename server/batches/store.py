@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import msgspec
 
@@ -123,10 +123,21 @@ class Store:
             found = self._database.find(FileRecord, file_id)
         return found if found is not None else _missing("file", file_id)
 
+    def open_file(self, file_id: str) -> tuple[FileRecord, BinaryIO]:
+        """A file and its content, which stays readable if the file is deleted meanwhile.
+
+        Raises:
+            SglError: 404.
+        """
+        record = self.file(file_id)
+        with storage_errors(self.root):
+            return record, self.path_of(file_id).open("rb")
+
     def files(self, purpose: str, after: str, limit: int, descending: bool) -> list[FileRecord]:
         """A page of the files of a purpose (of any if that is empty), the newest first if ``descending``."""
         where = {"purpose": purpose} if purpose else {}
-        self.expire()
+        if not after:  # so that a list's next page finds the file that the last one ended with
+            self.expire()
         with storage_errors(self.root):
             found = self._database.page(FileRecord, after, limit, descending=descending, where=where)
         return found if found is not None else _missing("file", after, "after")

@@ -338,3 +338,17 @@ def test_a_directory_of_the_first_format_goes_on(tmp_path: Path) -> None:
     with contextlib.closing(Store(tmp_path)) as store:
         assert store.batch(batch.id) == batch
         assert store.file(batch.input_file_id).expires_at is None
+
+
+def test_a_page_follows_a_file_that_expires_between(tmp_path: Path) -> None:
+    now: list[Any] = [1000.0]
+    with contextlib.closing(Store(tmp_path, now=lambda: now[0])) as store:
+        first, second = (add_input(store, b"x", expires_after=3600) for _ in range(2))
+        third = add_input(store, b"x")
+        assert [file.id for file in store.files("", "", 1, False)] == [first]
+        record, opened = store.open_file(first)
+        now[0] = 9000.0
+        assert [file.id for file in store.files("", first, 9, False)] == [second, third]
+        assert [file.id for file in store.files("", "", 9, False)] == [third]
+        with opened:
+            assert (record.id, opened.read()) == (first, b"x")
