@@ -8,6 +8,7 @@ and no others. It reads schemas that `schema.analyse` has gone through.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,11 @@ from sgl.engine.grammar.keywords import TYPES
 from sgl.engine.grammar.numbers import integers_between, numbers_between
 from sgl.engine.grammar.schema import Schema, has_type
 
-MAX_CHARS = 1 << 20
-"""Of all rules; what takes more is for others."""
+MAX_CHARS = 1 << 18
+"""Of all rules, which the engine's own process reads; what takes more is for others."""
+
+_MAX_NAME_CHARS = 256
+"""Of a property beside which others may come: each is a group inside that of the one before."""
 
 _ANY_CHAR = r"[\d\D]"
 _STRING = rf'"(?"^{_ANY_CHAR}*$)"'
@@ -46,7 +50,10 @@ def rules_of(schema: Schema, whitespace: str | None = None) -> str:
     Raises:
         SglError: 400; something in it cannot be written so.
     """
-    return _Lowering(schema, whitespace).text()
+    try:
+        return _Lowering(schema, whitespace).text()
+    except RecursionError:
+        raise _refusal("it is nested too deeply", "#") from None
 
 
 class _Lowering:
@@ -61,18 +68,21 @@ class _Lowering:
 
     def text(self) -> str:
         self._rules.append("")
-        self._rules[0] = self._value(self._schema, "#")
+        self._write(0, self._value(self._schema, "#"))
         return "\n".join(self._rules)
+
+    def _write(self, number: int, text: str) -> None:
+        self._rules[number] = text
+        self._num_chars += len(text) + 1
+        if self._num_chars > MAX_CHARS:
+            raise _too_large()
 
     def _call(self, key: object, write: Callable[[], str]) -> str:
         """The rule of that key, written when it is asked for first; it may call itself."""
         if key not in self._named:
             number = self._named[key] = len(self._rules)
             self._rules.append("")
-            self._rules[number] = write()
-            self._num_chars += len(self._rules[number])
-            if self._num_chars > MAX_CHARS:
-                raise _refusal("it is too large", "#")
+            self._write(number, write())
         return f"(?&{self._named[key]})"
 
     def _rule(self, text: str) -> str:
@@ -98,7 +108,7 @@ class _Lowering:
         unknown = next((key for key in schema if key not in known), None)
         if unknown is not None:
             raise _refusal(f"{unknown} is not written as rules", f"{pointer}/{unknown}")
-        found = [self._typed(name, _part(schema, _OF_TYPE[name]), pointer) for name in names]
+        found = _fitting(self._typed(name, _part(schema, _OF_TYPE[name]), pointer) for name in names)
         return found[0] if len(found) == 1 else f"(?:{'|'.join(found)})"
 
     def _alone(self, name: str, schema: dict[str, Any], kinds: Any, pointer: str) -> str:
@@ -111,11 +121,12 @@ class _Lowering:
                 definition = value.removeprefix("#/$defs/")
                 return self._call(("$ref", definition), lambda: self._definition(definition))
             case "anyOf":
-                return f"(?:{'|'.join(self._value(branch, f'{pointer}/anyOf/{i}') for i, branch in enumerate(value))})"
+                branches = (self._value(branch, f"{pointer}/anyOf/{i}") for i, branch in enumerate(value))
+                return f"(?:{'|'.join(_fitting(branches))})"
         values = [item for item in (value if name == "enum" else [value]) if kinds is None or has_type(item, kinds)]
         if not values:
             raise _refusal("no value has the type", f"{pointer}/{name}")
-        return f"(?:{'|'.join(map(self._literal, values))})"
+        return f"(?:{'|'.join(_fitting(map(self._literal, values)))})"
 
     def _definition(self, name: str) -> str:
         assert isinstance(self._schema, dict)
@@ -177,6 +188,8 @@ class _Lowering:
                 pattern = f"^(?:{pattern})$"
             return f'"(?"{_one_line(pattern)})"'
         least, most = schema.get("minLength", 0), schema.get("maxLength")
+        if most is not None and most < least:
+            raise _refusal("no number of characters is valid", pointer)
         char = self._rule(f'(?"^{_ANY_CHAR}$)')
         return f'"{_times(char, least, most)}"'
 
@@ -189,12 +202,12 @@ class _Lowering:
             most = len(first) if most is None else min(most, len(first))
         if most is not None and most < least:
             raise _refusal("no number of items is valid", pointer)
-        heads = [self._value(item, f"{pointer}/prefixItems/{i}") for i, item in enumerate(first[:most])]
+        heads = _fitting(self._value(item, f"{pointer}/prefixItems/{i}") for i, item in enumerate(first[:most]))
         tail = self._rule(self._value(rest, f"{pointer}/items")) if most is None or most > len(heads) else ""
         return rf"\[{self._blank}{self._items(heads, tail, least, most)}\]"
 
     def _items(self, heads: Sequence[str], tail: str, least: int, most: int | None) -> str:
-        """Items in order, then any number of further ones; from the last back to the first."""
+        """Items in order, then any number of further ones; those that need not come are groups inside each other."""
         count = len(heads)
         further = None if most is None else most - count
         if not heads:
@@ -202,13 +215,14 @@ class _Lowering:
                 return ""
             others = _times(f"(?:{self._comma}{tail})", max(least - 1, 0), None if most is None else most - 1)
             return f"{tail}{others}{self._blank}" if least else f"(?:{tail}{others}{self._blank})?"
-        text = _times(f"(?:{self._comma}{tail})", max(least - count, 0), further) if tail else ""
-        text += self._blank
-        for index in range(count - 1, -1, -1):
-            text = f"{self._comma if index else ''}{heads[index]}{text}"
-            if index >= least:
-                text = f"(?:{text}|{self._blank})" if index else f"(?:{text})?"
-        return text
+        text = [
+            f"{'(?:' if index >= least else ''}{self._comma if index else ''}{head}" for index, head in enumerate(heads)
+        ]
+        if tail:
+            text.append(_times(f"(?:{self._comma}{tail})", max(least - count, 0), further))
+        text.append(self._blank)
+        text += [f"|{self._blank})" if index else ")?" for index in range(count - 1, least - 1, -1)]
+        return "".join(text)
 
     def _object(self, schema: dict[str, Any], pointer: str) -> str:
         properties, required = dict(schema.get("properties", {})), list(dict.fromkeys(schema.get("required", ())))
@@ -218,14 +232,18 @@ class _Lowering:
                 if others is False:
                     raise _refusal(f"{name!r:.40} is required and forbidden", f"{pointer}/required")
                 properties[name] = others
-        members = []
-        for name, value in properties.items():
-            if value is False and name not in required:
-                continue
-            text = f"{_escaped(_quoted(name))}{self._colon}{self._value(value, f'{pointer}/properties/{name}')}"
-            members.append((text, name in required))
+        needed = set(required)
+        names = [name for name, value in properties.items() if value is not False or name in needed]
+        texts = _fitting(
+            f"{_escaped(_quoted(name))}{self._colon}{self._value(properties[name], f'{pointer}/properties/{name}')}"
+            for name in names
+        )
+        members = [(text, name in needed) for text, name in zip(texts, names, strict=True)]
         more = ""
         if others is not False:
+            long = next((name for name in properties if len(name) > _MAX_NAME_CHARS), None)
+            if long is not None:
+                raise _refusal(f"{long!r:.40}... has more than {_MAX_NAME_CHARS} characters", f"{pointer}/properties")
             name = rf'"(?"^{_other_than(properties)}$)"' if properties else self._rule(_STRING)
             more = self._rule(f"{name}{self._colon}{self._value(others, f'{pointer}/additionalProperties')}")
         return self._rule(rf"\{{{self._blank}{self._members(members, more)}\}}")
@@ -279,8 +297,20 @@ def _point(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x20 else char
 
 
+def _fitting(texts: Iterable[str]) -> list[str]:
+    """Texts of one rule, made one by one, as long as it has room for them."""
+    found, num_chars = [], 0
+    for text in texts:
+        found.append(text)
+        num_chars += len(text)
+        if num_chars > MAX_CHARS:
+            raise _too_large()
+    return found
+
+
 def _one_line(pattern: str) -> str:
-    return pattern.replace("\n", r"\n")
+    """Without line breaks, which end a rule; a backslash before one means nothing."""
+    return re.sub(r"\\[^\n]|\\?\n", lambda found: r"\n" if found[0].endswith("\n") else found[0], pattern)
 
 
 def _other_than(names: Iterable[str]) -> str:
@@ -295,16 +325,26 @@ def _other_than(names: Iterable[str]) -> str:
 
 
 def _leaving(tree: dict[str, Any]) -> str:
-    chars = [char for char in tree if char]
-    if not chars:
-        return f"{_ANY_CHAR}+" if "" in tree else f"{_ANY_CHAR}*"
-    ways = [
-        f"[^{''.join(map(_point, chars))}]{_ANY_CHAR}*",
-        *(f"{_point(char)}{_leaving(tree[char])}" for char in chars),
-    ]
-    if "" not in tree:
-        ways.append("")
-    return f"(?:{'|'.join(ways)})"
+    text: list[str] = []
+    open_parts: list[str | dict[str, Any]] = [tree]  # what is still to be written, the next one last
+    while open_parts:
+        part = open_parts.pop()
+        if isinstance(part, str):
+            text.append(part)
+            continue
+        chars = [char for char in part if char]
+        if not chars:
+            text.append(f"{_ANY_CHAR}+" if "" in part else f"{_ANY_CHAR}*")
+            continue
+        text.append(f"(?:[^{''.join(map(_point, chars))}]{_ANY_CHAR}*")
+        open_parts.append(")" if "" in part else "|)")
+        for char in reversed(chars):
+            open_parts += [part[char], f"|{_point(char)}"]
+    return "".join(text)
+
+
+def _too_large() -> SglError:
+    return _refusal(f"its rules have more than {MAX_CHARS} characters", "#")
 
 
 def _refusal(reason: str, pointer: str) -> SglError:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from sgl.engine.base.errors import SglError
@@ -21,7 +23,10 @@ from sgl.engine.grammar.patterns import facts_of, is_anchored
 Schema = dict[str, Any] | bool
 
 MAX_NODES = 20_000
+MAX_JSON_NESTING = 256
+"""Of objects and arrays, values in ``const`` and ``enum`` among them."""
 
+_MAX_FLOAT = sys.float_info.max
 _LEAST_STEP = 1e-15
 """Between a bound and the next number: smaller ones have hundreds of digits."""
 
@@ -72,9 +77,50 @@ def analyse(source: str, dialect: Dialect) -> Analysis:
     """
     try:
         schema = json.loads(source)
-    except ValueError as error:
+        _check_values(schema)
+        return Analyser(schema, dialect).run()
+    except json.JSONDecodeError as error:
         raise _wrong(f"json_schema is not valid JSON: {error}") from None
-    return Analyser(schema, dialect).run()
+    except RecursionError:
+        raise _wrong("json_schema is nested too deeply, or refers from one definition to the next too often") from None
+    except ValueError:  # of Python, which does not read longer ones
+        raise _wrong(f"json_schema has a number of more than {sys.get_int_max_str_digits()} digits") from None
+
+
+def _check_values(schema: Any) -> None:
+    """Refuses what Python reads and JSON does not have, or nobody can write: outputs may be made of it.
+
+    Raises:
+        SglError: 400, with the pointer to it.
+    """
+    waiting: list[tuple[Any, tuple[object, ...]]] = [(schema, ())]
+    while waiting:
+        value, path = waiting.pop()
+        if len(path) > MAX_JSON_NESTING:
+            raise _wrong(f"json_schema: {_pointer(path):.300} is nested more than {MAX_JSON_NESTING} deep")
+        match value:
+            case dict():
+                if not all(map(_is_text, value)):
+                    raise _wrong(f"json_schema: {_pointer(path):.300} has a name with half a surrogate pair")
+                waiting += [(item, (*path, name)) for name, item in value.items()]
+            case list():
+                waiting += [(item, (*path, index)) for index, item in enumerate(value)]
+            case str() if not _is_text(value):
+                raise _wrong(f"json_schema: {_pointer(path):.300} has half a surrogate pair, which is no character")
+            case int() | float() if not -_MAX_FLOAT <= value <= _MAX_FLOAT:
+                raise _wrong(f"json_schema: {_pointer(path):.300} must be a number that 64-bit floats have")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pointer(path: Iterable[object]) -> str:
+    return reduce(_at, path, "#")
 
 
 class Analyser:
@@ -316,7 +362,7 @@ def _types_of(value: Any) -> Iterator[str]:
             yield "boolean"
         case int() | float():
             yield "number"
-            if float(value).is_integer():
+            if isinstance(value, int) or value.is_integer():
                 yield "integer"
         case str():
             yield "string"

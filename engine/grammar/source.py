@@ -56,9 +56,14 @@ def check_at_a_glance(grammar: Grammar) -> None:
     """What can be said without a library.
 
     Raises:
-        SglError: 400; it is too large, or nested too deeply.
+        SglError: 400; it is too large, nested too deeply, or no text.
     """
     check_source(grammar.source, grammar.kind)
+    try:
+        grammar.source.encode()
+    except UnicodeEncodeError as error:
+        message = f"{grammar.kind} has half a surrogate pair at position {error.start}, which is no character."
+        raise SglError(message, code="invalid_grammar", param=grammar.kind) from None
     if grammar.kind in ("regex", "ebnf"):
         check_nesting(grammar.source, grammar.kind)
 

@@ -46,21 +46,29 @@ class Worker:
         self._backend: Backend | None = None
         self._vocabulary = Vocabulary(())
 
-    def answer(self, request: Request) -> Reply:
+    def reply(self, frame: bytes) -> bytes:
+        """The frame to answer one with; what a grammar does to this process short of killing it is an answer too."""
         try:
-            match request:
-                case Load():
-                    return self._open(request)
-                case Lower(grammar):
-                    assert self._load is not None, "Load comes first"
-                    return Checked(lowered(grammar, self._load.whitespace))
-            return self._check(request)
+            return frame_of(self._answer(decode_request(frame)))
         except SglError as error:
-            return Refused(error.message, error.code, error.param, error.status)
+            message = error.message.encode(errors="backslashreplace").decode()  # it may quote what is no text
+            refused = Refused(message, error.code, error.param, error.status)
         except MemoryError:
-            return Refused("The grammar needs too much memory.", "grammar_too_complex")
+            refused = Refused("The grammar needs too much memory.", "grammar_too_complex")
         except RecursionError:
-            return Refused("The grammar is nested too deeply.", "grammar_too_complex")
+            refused = Refused("The grammar is nested too deeply.", "grammar_too_complex")
+        except (ValueError, OverflowError) as error:  # UnicodeError among them
+            refused = Refused(f"The grammar has what cannot be read: {error!a:.200}.", "invalid_grammar")
+        return frame_of(refused)
+
+    def _answer(self, request: Request) -> Reply:
+        match request:
+            case Load():
+                return self._open(request)
+            case Lower(grammar):
+                assert self._load is not None, "Load comes first"
+                return Checked(lowered(grammar, self._load.whitespace))
+        return self._check(request)
 
     def _open(self, request: Load) -> Reply:
         self._load, self._vocabulary = request, Vocabulary(request.pieces, request.special)
@@ -126,7 +134,7 @@ def main() -> int:
     os.dup2(2, 1)  # what a library prints must not get between the frames
     worker = Worker()
     while frame := read_frame(sys.stdin.buffer):
-        out.write(frame_of(worker.answer(decode_request(frame))))
+        out.write(worker.reply(frame))
         out.flush()
     return 0
 
