@@ -49,9 +49,13 @@ _FORMATS = (
     "torchao_config",
     "kv_cache_dtype",
     "exact_activations",
-    "json_model_override_args",
+    "allow_repack",
+    "quantization_param_path",
 )
-"""Options that decide in which formats a model computes, or what it is."""
+"""Options that decide in which formats a model computes."""
+
+_CHOICES = ("attention_backend", "page_size", "disable_cuda_graph")
+"""Options that decide in which order sums are computed."""
 
 _MOST_POPULATED_BYTES = 4 << 30
 """Of memory for weights that is faulted in ahead: more takes longer than there is time for."""
@@ -152,17 +156,21 @@ def _solve(
     free_after_bytes: int,
 ) -> Budget:
     """What the memory is divided into, now that the weights are there, behind which so much was free."""
+    from sgl.engine.attn.backend import SPLIT_BYTES
     from sgl.engine.base.budget import solve
     from sgl.engine.runtime.capture import capture_bytes
     from sgl.engine.runtime.kv import kv_bytes_per_page
 
+    has_parts = device.is_async and any(spec.is_latent for spec in model.kv_specs)
+    parts_bytes = SPLIT_BYTES if has_parts else 0  # of others they are few
+    max_running = config.schedule.max_running_requests or 1
     return solve(
         config,
         machine,
         weight_bytes=model.weight_bytes,
         kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
-        activation_bytes=model.activation_bytes(step_tokens(config), config.schedule.max_running_requests or 1),
-        graph_bytes=capture_bytes(graphs, model.activation_bytes),
+        activation_bytes=model.activation_bytes(step_tokens(config), max_running) + parts_bytes,
+        graph_bytes=capture_bytes(graphs, model.activation_bytes, parts_bytes),
         workspace_bytes=max(free_after_bytes - device.memory().free_bytes, 0) if device.is_async else 0,
         free_after_bytes=free_after_bytes if device.is_async else None,
     )
@@ -229,6 +237,8 @@ def _canary(
     """What looks at weights before anybody is served with them."""
     import torch
 
+    from sgl.engine.models.loader import read_config
+    from sgl.engine.nn.spec import MoeSpec
     from sgl.engine.runtime.canary import Canary, Extent, Made
 
     options = config.to_flat_dict()
@@ -237,11 +247,28 @@ def _canary(
         sgl=sgl.__version__,
         isa=f"{device.isa}, {torch.get_num_threads()} threads",
         formats=formats,
-        kernels={**kernels.names, "torch": str(torch.__version__), "attention": str(config.kernel.attention_backend)},
+        kernels={
+            **kernels.names,
+            **{name: str(options[name]) for name in _CHOICES},
+            "torch": str(torch.__version__),
+        },
     )
     max_len = min(schedule.max_len, schedule.num_pages * schedule.page_size) - 1
-    extent = Extent(model.vocab_size, max_len, schedule.page_size, model.spec.pooling is not None)
-    return Canary(executor, extent, made, config.observe.canary)
+    spec, cost = model.spec, model.cost
+    extent = Extent(
+        model.vocab_size,
+        max_len,
+        schedule.page_size,
+        gives="tokens" if spec.pooling is None else "vector" if spec.pooling.task == "embed" else "classes",
+        has_experts=any(isinstance(layer.mlp, MoeSpec) for layer in spec.layers),
+        is_quantized=any(weights.format != cost.format for weights in cost.linears),
+    )
+    overrides = json.loads(config.model.json_model_override_args)
+
+    def describe(directory: Path) -> dict[str, Any]:
+        return {**read_config(directory, overrides), "sgl.pooling": repr(spec.pooling)}
+
+    return Canary(executor, extent, made, config.observe.canary, describe)
 
 
 def _grammars(config: EngineConfig, model: Model, num_steps: Callable[[], int]) -> GrammarCompiler:
@@ -362,7 +389,7 @@ def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehears
             _backend(config, device, model, kernels),
             device,
             num_slots=2,
-            max_len=2 * LONGEST,
+            max_len=min(2 * LONGEST, model.spec.max_positions),
             num_pages=1 + 2 * LONGEST // page_size,
             page_size=page_size,
             sampling=SamplingOps.of(kernels),

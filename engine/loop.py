@@ -179,7 +179,7 @@ class EngineLoop:
 
     def rest(self) -> bool:
         """Makes use of a moment without work; False if there is nothing left to prepare, or work after all."""
-        if self._is_prepared or self.scheduler.has_work:
+        if self._is_prepared or self.scheduler.has_work or self._operations.is_busy:
             return False
         self._is_prepared = not self._prepare()
         return not self._is_prepared
@@ -196,6 +196,8 @@ class EngineLoop:
             self._send(outputs)
             for reply in replies:
                 self._outbox.send(reply)
+            if replies:  # other weights, perhaps, for which nothing is prepared
+                self._is_prepared = False
 
     def _patience_s(self) -> float:
         """How long the inbox may be waited for."""

@@ -16,7 +16,6 @@ from starlette.responses import Response, StreamingResponse
 from sgl.engine.api import GenerateRequest, Generation, native_output
 from sgl.engine.api.batch import Batch, make_batch, token_columns
 from sgl.engine.api.native import as_json
-from sgl.engine.api.receipt import Maker
 from sgl.engine.api.request import SessionParams
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert, read_object
@@ -126,19 +125,16 @@ async def _events(state: ServerState, call: Call) -> AsyncGenerator[dict[str, An
 
 async def _outputs(state: ServerState, call: Call) -> AsyncGenerator[tuple[int, int, dict[str, Any]], None]:
     """(prompt, answer, rendered item) as they come."""
-    maker = await state.engine.maker_for(call.batch.requests)
     async with aclosing(state.generate(call.batch.requests, log_metrics=call.log_metrics)) as items:
         async for position, item in items:
-            yield position, item.index, await _render(state, call, call.batch.requests[position], item, maker)
+            yield position, item.index, await _render(state, call, call.batch.requests[position], item)
 
 
-async def _render(
-    state: ServerState, call: Call, request: GenerateRequest, item: Generation, maker: Maker | None
-) -> dict[str, Any]:
+async def _render(state: ServerState, call: Call, request: GenerateRequest, item: Generation) -> dict[str, Any]:
     rows: Sequence[Any] = item.hidden_states if request.return_hidden_states else ()
     if rows and call.stream and item.finish_reason is not None:
         rows = await asyncio.to_thread(as_json, rows)  # `_pieces` does it for a whole answer
-    output = native_output(item, request, state.engine.tokenizer, rows=lambda _: rows, maker=maker)
+    output = native_output(item, request, state.engine.tokenizer, rows=lambda _: rows)
     if call.warnings:
         meta = output["meta_info"]
         meta["warnings"] = [*call.warnings, *meta.get("warnings", ())]

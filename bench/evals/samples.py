@@ -20,6 +20,12 @@ from sgl.engine.base.errors import ConfigError
 _FILE = re.compile(r"samples-(?P<own>.+)\.jsonl|samples_(?P<theirs>.+)_\d{4}-\d\d-\d\dT[\d\-.:]+\.jsonl")
 _MAX_TEXT = 2000
 
+_RIGHT = re.compile(
+    r"acc|acc_norm|acc_bytes|acc_max|acc_all|acc_mutual_info|accuracy|exact_match|em|math_verify|pass@\d+|pass_at_\d+"
+    r"|prompt_level_(strict|loose)_acc"
+)
+"""Metrics whose 1 is right and whose 0 is wrong. Any other may count what is bad, or mean nothing alone."""
+
 Head = dict[str, Any]
 Table = dict[str, Record]
 """Records by what was asked."""
@@ -64,7 +70,8 @@ def tables(folder: Path) -> Iterator[tuple[Head, Table]]:
                 if isinstance(value, int | float):
                     columns[f"{metric},{sample.filter}"].append((_record(task, sample), float(value)))
         for column, found in columns.items():
-            yield {**head, "task": f"{task} {column}"}, _table(found)
+            is_judged = _RIGHT.fullmatch(column.partition(",")[0]) is not None
+            yield {**head, "task": f"{task} {column}"}, _table(found, is_judged)
 
 
 def _head(folder: Path) -> Head:
@@ -98,9 +105,9 @@ def _record(task: str, sample: Sample) -> Record:
     )
 
 
-def _table(found: Sequence[tuple[Record, float]]) -> Table:
-    """Figures, and right and wrong where they say no more than that."""
-    is_judged = all(value in (0.0, 1.0) for _, value in found)
+def _table(found: Sequence[tuple[Record, float]], is_judged: bool) -> Table:
+    """Figures, and right and wrong where they say that and no more."""
+    is_judged = is_judged and all(value in (0.0, 1.0) for _, value in found)
     records = [
         replace(record, is_right=bool(value) if is_judged else None, figures={"value": value})
         for record, value in found

@@ -21,6 +21,7 @@ class Answer:
 
     Attributes:
         asked: what the engine was sent, where a receipt is wanted.
+        num_updates: see `Generation`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Answer:
         self.index = index
         self.finish: FinishReason | None = None
         self.asked: Request | None = None
+        self.num_updates = 0
         self._min_new_tokens = request.sampling.min_new_tokens
         self._keep_stop = request.no_stop_trim
         self._stream = request.stream
@@ -123,6 +125,7 @@ class Answer:
             warnings=() if self._began else self._warnings,
             transcript=self._transcript,
             asked=self.asked,
+            num_updates=self.num_updates,
         )
         self._text, self._num_taken, self._began = item.text, item.completion_tokens, True
         self._delta.clear()

@@ -25,7 +25,7 @@ from sgl.engine.api.embed import Embedding, EmbedRequest, Prepared, check_task, 
 from sgl.engine.api.ledger import Book, Times
 from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_answers, check_request, fit_prompt
 from sgl.engine.api.reader import Entry, Reader
-from sgl.engine.api.receipt import Maker, options_of
+from sgl.engine.api.receipt import Maker, make_receipt, options_of
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.api.sessions import Sessions, Turn
 from sgl.engine.base import hub
@@ -63,6 +63,10 @@ LONG_PROMPT = 4096
 NUM_SEEN = 5
 """How many tokens of a prompt tell whether an answer goes on with a text or begins one."""
 
+_NUM_MAKERS = 8
+"""Weights that receipts can still be made of once others are served."""
+
+_EXCHANGED = "There is no receipt: the weights that computed this answer were exchanged before anything named them."
 _ABORTED = FinishReason(kind="abort", message="The request was aborted.", status=499, code="aborted")
 _BROKEN = FinishReason(
     kind="abort", message="The answer cannot be processed; see the log.", status=500, code="internal_error"
@@ -104,7 +108,9 @@ class AsyncEngine:
         self._client = client
         self._error: EngineDiedError | None = None
         self._stopping = False
-        self._maker: tuple[int, Maker] | None = None  # and of which weights
+        self._num_updates = 0  # that messages so far have told of: an answer that ends now is of these weights
+        self._makers: dict[int, Maker] = {}  # by the number of updates
+        self._digesting = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._active: dict[str, list[Entry]] = {}  # by rid
         self._entries: dict[str, Entry] = {}  # those that the engine works on, by the name it knows
@@ -186,11 +192,13 @@ class AsyncEngine:
     async def generate_batch(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[tuple[int, Generation], None]:
         """As `generate`, for several requests at once: yields (which request, item). One that fails ends all."""
         self._bind()
-        begun_s = time.monotonic()
         for request in requests:
             check_task(request, self.info)
             check_request(request, self._limits)
         check_answers(sum(request.n for request in requests), self.config.schedule.max_queued_requests)
+        if any(request.return_receipt for request in requests):
+            await self._maker()  # reads the checkpoint now, rather than at an answer's end
+        begun_s = time.monotonic()
         turns = [None if request.session is None else self.sessions.begin(request.session) for request in requests]
         prompts = await self._prompts(requests, turns)
         self._bind()  # again: the engine may have ended meanwhile
@@ -208,6 +216,7 @@ class AsyncEngine:
                         num_open -= 1
                         self._end_turn(turns[found[0]])
                         _refuse_failed(finish)
+                        found[1].receipt = await self._receipt(requests[found[0]], found[1])
                     yield found
         finally:
             self._release(entries)
@@ -281,29 +290,9 @@ class AsyncEngine:
             self.config = self.config.replace({"model.model_path": (model_path, "update of the weights")})
         return {"success": found["success"], "message": found["message"]}
 
-    async def maker_for(self, requests: Sequence[GenerateRequest]) -> Maker | None:
-        """`maker`, if one of them wants a receipt."""
-        return await self.maker() if any(request.return_receipt for request in requests) else None
-
     async def maker(self) -> Maker:
         """What computes the answers, for receipts; the first time all of the checkpoint is read."""
-        found = await self.call("weight_files")
-        if self._maker is None or self._maker[0] != found["num_updates"]:
-            files = [Path(name) for name in found["files"]]
-            weights = await asyncio.to_thread(digest, files) if files else ""
-            self._maker = (
-                found["num_updates"],
-                Maker(
-                    options=options_of(self.config),
-                    weights=weights,
-                    template=digest_text(json.dumps(dict(self.template.sources), sort_keys=True))
-                    if self.template
-                    else "",
-                    kernels=dict(self.info.kernels),
-                    isa=self.info.isa,
-                ),
-            )
-        return self._maker[1]
+        return (await self._maker())[1]
 
     async def resume_memory(self) -> None:
         """Takes the memory of weights and KV cache again.
@@ -348,7 +337,7 @@ class AsyncEngine:
             raise OverloadedError("The engine is shutting down.")
         loop = asyncio.get_running_loop()
         if self._loop is None or self._loop.is_closed():
-            self._loop = loop
+            self._loop, self._digesting = loop, asyncio.Lock()
         assert self._loop is loop, "an AsyncEngine belongs to one event loop"
         return loop
 
@@ -415,6 +404,7 @@ class AsyncEngine:
             self._entries[entry.wire_rid] = entry
             asked = self._engine_request(entry.wire_rid, request, prompt, (seed + index) % 2**63)
             answer.asked = asked if request.return_receipt else None
+            answer.num_updates = self._num_updates
             self._client.send(Add(asked))
             yield entry
 
@@ -463,6 +453,45 @@ class AsyncEngine:
         if turn is not None:
             self.sessions.finish(turn)
 
+    # ---- receipts ----------------------------------------------------------------------------------------------------
+
+    async def _maker(self) -> tuple[int, Maker]:
+        """What computes answers now, and after how many updates of the weights."""
+        self._bind()
+        async with self._digesting:  # one caller reads the checkpoint, and the others find what it made
+            while True:
+                found = await self.call("weight_files")
+                num_updates = found["num_updates"]
+                if num_updates in self._makers:
+                    return num_updates, self._makers[num_updates]
+                maker = await self._make_maker([Path(name) for name in found["files"]])
+                if await self.call("weight_files") == found:  # else what was read may be something else
+                    self._makers[num_updates] = maker
+                    if len(self._makers) > _NUM_MAKERS:
+                        del self._makers[min(self._makers)]
+
+    async def _make_maker(self, files: Sequence[Path]) -> Maker:
+        options, template = options_of(self.config), ""
+        if self.template:
+            template = digest_text(json.dumps(dict(self.template.sources), sort_keys=True))
+        weights = await asyncio.to_thread(digest, files) if files else ""
+        return Maker(
+            options=options, weights=weights, template=template, kernels=dict(self.info.kernels), isa=self.info.isa
+        )
+
+    async def _receipt(self, request: GenerateRequest, item: Generation) -> dict[str, Any] | None:
+        """Of a finished answer, where one is wanted; names the weights that it was computed with, or none."""
+        if item.asked is None:
+            return None
+        if item.num_updates not in self._makers:
+            with contextlib.suppress(SglError):  # the answer is there, whatever becomes of the engine
+                await self._maker()
+        maker = self._makers.get(item.num_updates)
+        if maker is None:
+            return {"error": _EXCHANGED}
+        found: dict[str, Any] = msgspec.to_builtins(make_receipt(maker, item.asked, request, item))
+        return found
+
     # ---- messages of the engine --------------------------------------------------------------------------------------
 
     def _on_message(self, message: Outbound) -> None:
@@ -491,6 +520,7 @@ class AsyncEngine:
                     if output.rid in self._entries:  # else it was dropped
                         self._advance(self._entries[output.rid], output)
             case Reply(call_id, value, error, status, param):
+                self._num_updates = (value or {}).get("num_updates", self._num_updates)
                 future = self._calls.get(call_id)
                 if future is None or future.done():
                     return
@@ -502,6 +532,7 @@ class AsyncEngine:
     def _advance(self, entry: Entry, output: Output) -> None:
         """A mistake of ours in one answer must not touch the others."""
         answer, began_s = entry.answer, time.monotonic()
+        answer.num_updates = self._num_updates
         try:
             answer.add(output)
         except Exception:

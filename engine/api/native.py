@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sgl.engine.api.receipt import Maker, receipt_fields
+from sgl.engine.api.receipt import receipt_fields
 from sgl.engine.api.request import GenerateRequest, Generation
 from sgl.engine.base.types import FinishReason, TokenLogprob
 from sgl.engine.text.tokenizer import Tokenizer
@@ -30,7 +30,6 @@ def native_output(
     request: GenerateRequest,
     tokenizer: Tokenizer,
     rows: Rows = as_json,
-    maker: Maker | None = None,
 ) -> dict[str, Any]:
     """``{"text", "meta_info"}``; ``{"token_ids", "meta_info"}`` without a tokenizer.
 
@@ -51,7 +50,7 @@ def native_output(
     if request.return_hidden_states and item.finish_reason:
         states = rows(item.hidden_states)
         meta["hidden_states"] = [states[: item.prompt_tokens], *states[item.prompt_tokens :]]
-    meta.update(receipt_fields(maker, request, item))
+    meta.update(receipt_fields(item))
     if item.warnings:
         meta["warnings"] = list(item.warnings)
     content = {"text": item.text} if tokenizer.vocab_size else {"token_ids": item.output_ids}

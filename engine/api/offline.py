@@ -381,11 +381,10 @@ def _array(rows: Sequence[bytes]) -> Any:
 
 async def _outputs(engine: AsyncEngine, batch: Batch) -> AsyncGenerator[tuple[int, int, Output], None]:
     """(prompt, answer, rendered item) as they come."""
-    maker = await engine.maker_for(batch.requests)
     async with contextlib.aclosing(engine.generate_batch(batch.requests)) as items:
         async for position, item in items:
             request = batch.requests[position]
-            yield position, item.index, native_output(item, request, engine.tokenizer, _array, maker)
+            yield position, item.index, native_output(item, request, engine.tokenizer, _array)
 
 
 async def _encode(engine: AsyncEngine, prompt: Any, input_ids: Any, dimensions: int | None) -> Any:

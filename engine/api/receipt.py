@@ -102,11 +102,9 @@ def make_receipt(maker: Maker, asked: Request, request: GenerateRequest, item: G
     return msgspec.structs.replace(receipt, sha256=receipt.digest)
 
 
-def receipt_fields(maker: Maker | None, request: GenerateRequest, item: Generation) -> dict[str, Any]:
+def receipt_fields(item: Generation) -> dict[str, Any]:
     """``receipt`` of an answer that is finished and was asked for one, for the JSON that it is shown in."""
-    if maker is None or item.asked is None or item.finish_reason is None:
-        return {}
-    return {"receipt": msgspec.to_builtins(make_receipt(maker, item.asked, request, item))}
+    return {} if item.receipt is None else {"receipt": item.receipt}
 
 
 def read_receipts(text: bytes) -> list[Receipt]:

@@ -113,6 +113,8 @@ class Generation(msgspec.Struct, kw_only=True):
         warnings: what was done otherwise than asked; on the first item only.
         transcript: of the answer, perhaps ahead of this item.
         asked: what the engine was sent, where a receipt is wanted.
+        num_updates: which weights it was computed with: how often they had been exchanged.
+        receipt: on the last item, where one is wanted; see `sgl.engine.api.receipt`.
     """
 
     rid: str
@@ -132,6 +134,8 @@ class Generation(msgspec.Struct, kw_only=True):
     warnings: tuple[str, ...]
     transcript: Transcript
     asked: Request | None = None
+    num_updates: int = 0
+    receipt: dict[str, Any] | None = None
 
     @property
     def output_ids(self) -> list[int]:

@@ -10,6 +10,9 @@ from sgl.engine.attn.batch import ForwardBatch, KVLayer
 
 Meta = TypeVar("Meta")
 
+SPLIT_BYTES = 256 << 20
+"""What may be kept at once of the splits of a decode until they are merged: of latents it is megabytes for a token."""
+
 
 class AttentionBackend(Protocol[Meta]):
     """Stores and attends. Within a layer `store` runs for all rows before `run`: one row may read a page that another

@@ -72,6 +72,7 @@ CASES = (
     Case("rows without tokens", [0, 1, 0, 30], [10, 20, 0, 3]),
     Case("decode, a prefix in common", [1] * 5, [600, 530, 20, 700, 512], kv_heads=4, shared=512),
     Case("verification, a prefix in common", [3, 2, 30], [300, 290, 280], heads=2, kv_heads=1, shared=272, sinks=True),
+    Case("a group that no tile has room for", [1, 9], [30, 4], heads=144, dim=256),
     Case("latents, decode", [1, 1], [40, 300], heads=4, kv_heads=1, dim=80, latent_dim=64),
     Case("latents, decode, odd sizes", [1, 1], [31, 270], heads=20, kv_heads=1, dim=60, page_size=3, latent_dim=40),
     Case("latents, verification", [3, 3], [254, 7], heads=2, kv_heads=1, dim=48, page_size=32, latent_dim=32),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.backend import Captured, GraphBackend
+from sgl.engine.attn.backend import SPLIT_BYTES, Captured, GraphBackend
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.base.device import Device
 from sgl.kernels.triton import attention
@@ -158,7 +158,7 @@ class TritonBackend:
         out = torch.empty(*q.shape[:2], shape.value_dim, dtype=q.dtype, device=q.device)
         if tiles.split is not None:
             sharing = meta.sharing(kv, shape, window)
-            attention.decode(q, pages, rules, tiles.split, tiles.num_split, sharing, out)
+            attention.decode(q, pages, rules, tiles.split, tiles.num_split, sharing, SPLIT_BYTES, out)
         if tiles.whole is not None:
             attention.prefill(q, pages, rules, tiles.whole, out)
         return out

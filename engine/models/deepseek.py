@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sgl.engine.base.errors import ModelError
 from sgl.engine.models import llama
@@ -70,19 +70,34 @@ def _sharpening(rope: RopeSpec) -> float:
     return (0.1 * weight * math.log(factor) + 1.0) ** 2
 
 
-def _decoder(config: HfConfig, routing: RoutingSpec, interleaved: bool, first_dense: int) -> ModelSpec:
-    activation, size = config.text("hidden_act", "silu"), config.integer("moe_intermediate_size", 1407)
-    num_shared = config.count("n_shared_experts", 0)
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a configuration means that leaves a field out: the default of transformers' class; None for none."""
+
+    first_k_dense_replace: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int | None
+    moe_intermediate_size: int
+
+
+_V2_DEFAULTS, _V3_DEFAULTS = _Defaults(0, 64, 2, None, 1407), _Defaults(3, 256, 1, 8, 2048)
+
+
+def _decoder(config: HfConfig, routing: RoutingSpec, interleaved: bool, defaults: _Defaults) -> ModelSpec:
+    activation = config.text("hidden_act", "silu")
+    size = config.integer("moe_intermediate_size", defaults.moe_intermediate_size)
+    num_shared = _num_shared(config, defaults.n_shared_experts)
     moe = MoeSpec(
-        config.integer("n_routed_experts", 256),
-        config.integer("num_experts_per_tok", 8),
+        config.integer("n_routed_experts", defaults.n_routed_experts),
+        config.integer("num_experts_per_tok", defaults.num_experts_per_tok),
         MlpSpec(size, activation),
         routing,
         MlpSpec(size * num_shared, activation) if num_shared else None,
     )
     dense = MlpSpec(config.integer("intermediate_size"), activation, bias=config.flag("mlp_bias", False))
     attention, every = _attention(config, interleaved), config.integer("moe_layer_freq", 1)
-    first = config.count("first_k_dense_replace", first_dense)
+    first = config.count("first_k_dense_replace", defaults.first_k_dense_replace)
     layers = (
         LayerSpec(attention, dense if index < first or index % every else moe)
         for index in range(config.integer("num_hidden_layers"))
@@ -98,12 +113,24 @@ def _decoder(config: HfConfig, routing: RoutingSpec, interleaved: bool, first_de
     )
 
 
-def _groups(config: HfConfig, method: str, methods: tuple[str, ...]) -> tuple[int, int]:
-    """How many groups of experts there are, and how many of them a token takes."""
+def _num_shared(config: HfConfig, default: int) -> int:
+    """How many experts every token takes; the published code takes null for none."""
+    is_null = config.optional_number("n_shared_experts", default) is None
+    return 0 if is_null else config.count("n_shared_experts", default)
+
+
+def _check_method(config: HfConfig, *methods: str) -> str:
+    """How experts are chosen; the first way is the default."""
+    method = config.text("topk_method", methods[0])
     if method not in methods:
         raise ModelError(f"config.json: topk_method {method!r} is not supported; supported are {', '.join(methods)}.")
-    groups = 1 if method == "greedy" else config.integer("n_group", 1)
-    return groups, 1 if groups == 1 else config.integer("topk_group", groups)
+    return method
+
+
+def _groups(config: HfConfig, groups: int | None, top_groups: int | None) -> tuple[int, int]:
+    """How many groups of experts there are, and how many of them a token takes, with the defaults of both."""
+    found = config.integer("n_group", groups)
+    return found, 1 if found == 1 else config.integer("topk_group", top_groups)
 
 
 def _check_scoring(config: HfConfig, scoring: str) -> None:
@@ -116,16 +143,17 @@ def spec_v2(config: HfConfig) -> ModelSpec:
     _check_scoring(config, "softmax")
     if config.flag("norm_topk_prob", False):  # the published code then leaves the factor out, transformers the norm
         raise ModelError("config.json: norm_topk_prob true is not supported for this architecture.")
-    method = config.text("topk_method", "greedy")
-    groups, top_groups = _groups(config, method, ("greedy", "group_limited_greedy"))
+    is_limited = _check_method(config, "greedy", "group_limited_greedy") != "greedy"
+    groups, top_groups = _groups(config, None, None) if is_limited else (1, 1)
     factor = config.number("routed_scaling_factor", 1.0)
     routing = RoutingSpec("softmax", renormalize=False, factor=factor, groups=groups, top_groups=top_groups)
-    return _decoder(config, routing, interleaved=True, first_dense=0)
+    return _decoder(config, routing, interleaved=True, defaults=_V2_DEFAULTS)
 
 
 def spec_v3(config: HfConfig) -> ModelSpec:
     _check_scoring(config, "sigmoid")
-    groups, top_groups = _groups(config, config.text("topk_method", "noaux_tc"), ("noaux_tc",))
+    _check_method(config, "noaux_tc")
+    groups, top_groups = _groups(config, 8, 4)
     routing = RoutingSpec(
         "sigmoid",
         renormalize=config.flag("norm_topk_prob", True),
@@ -134,7 +162,7 @@ def spec_v3(config: HfConfig) -> ModelSpec:
         top_groups=top_groups,
         corrected=True,
     )
-    return _decoder(config, routing, config.flag("rope_interleave", True), first_dense=3)
+    return _decoder(config, routing, config.flag("rope_interleave", True), _V3_DEFAULTS)
 
 
 V2 = Family("deepseek_v2", ("DeepseekV2ForCausalLM",), spec_v2, NAMES)

@@ -33,11 +33,17 @@ def graph_options(config: EngineConfig, step_tokens: int) -> GraphOptions | None
     return GraphOptions(rows, tokens, not kernel.disable_cuda_graph_padding, compile_rows=compile_rows)
 
 
-def capture_bytes(options: GraphOptions | None, activation_bytes: Callable[[int, int], int]) -> int:
-    """Memory to set aside for captures, all of which share what the largest needs."""
+def capture_bytes(
+    options: GraphOptions | None, activation_bytes: Callable[[int, int], int], parts_bytes: int = 0
+) -> int:
+    """Memory to set aside for captures, all of which share what the largest needs.
+
+    Args:
+        parts_bytes: what attention keeps besides, however large a step is.
+    """
     if options is None:
         return 0
-    return activation_bytes(max(*options.rows, *options.tokens, 1), 0) + _OVERHEAD_BYTES
+    return activation_bytes(max(*options.rows, *options.tokens, 1), 0) + parts_bytes + _OVERHEAD_BYTES
 
 
 def _given(texts: tuple[str, ...], max_running: int) -> tuple[int, ...]:

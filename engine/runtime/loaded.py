@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,16 @@ from sgl.engine.runtime.model import Model, NoModel
 from sgl.engine.runtime.pooling import Pooled, Pooler
 from sgl.engine.runtime.slots import SlotTable
 from sgl.kernels.ops.decode import Refill
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model and all that was made for it."""
+
+    model: Model
+    kv: tuple[KVLayer, ...]
+    pooler: Pooler
+    runner: Runner
 
 
 class Loaded:
@@ -34,6 +45,9 @@ class Loaded:
     """
 
     runner: Runner
+    _model: Model
+    _kv: tuple[KVLayer, ...]
+    _pooler: Pooler
 
     def __init__(
         self,
@@ -56,8 +70,7 @@ class Loaded:
             self._num_pages += 1
             for pages in table.pages:
                 pages[-1].fill_(num_pages)
-        self._kv = self._make_kv(model)
-        self._install(model)
+        self._install(self._made_for(model, self._make_kv(model)))
 
     def find(self, layout: Layout) -> Fixed | None:
         """See `sgl.engine.runtime.batch.FindFixed`."""
@@ -79,38 +92,44 @@ class Loaded:
         """Does one thing that makes later steps faster, between steps; False if none is left."""
         return self.runner.prepare()
 
-    def exchange(self, model: Model) -> Model:
+    def exchange(self, model: Model) -> Installed:
         """Computes with another model of the same kind from the next step on; nothing that is cached holds any more.
 
+        Whatever it raises, nothing has changed.
+
         Returns:
-            The one before.
+            What was there before, for `put_back`.
         """
-        before = self._model
-        if not self._kv:
-            self._kv = self._make_kv(model)
-        self._install(model)
+        before = Installed(self._model, self._kv, self._pooler, self.runner)
+        self._install(self._made_for(model, self._kv or self._make_kv(model)))
         return before
+
+    def put_back(self, before: Installed) -> None:
+        """Undoes an exchange; the captures of before are there at once."""
+        self._install(before)
 
     def release(self) -> None:
         """Frees weights and KV cache; there is no step before the next `exchange`."""
-        self._install(NoModel(self._model.kv_specs, self._model.vocab_size))
-        self.close()
+        model = NoModel(self._model.kv_specs, self._model.vocab_size)
+        self._install(Installed(model, (), Pooler(None, self._table), Eager(model, (), self._backend)))
 
     def close(self) -> None:
         """Frees the KV cache."""
         self._kv = ()
         self.runner = Eager(self._model, (), self._backend)
 
-    def _install(self, model: Model) -> None:
-        self._model = model
-        self._pooler = Pooler(model.pooling, self._table)
-        self.runner = self._make_runner()
+    def _install(self, made: Installed) -> None:
+        self._model, self._kv, self._pooler, self.runner = made.model, made.kv, made.pooler, made.runner
+
+    def _made_for(self, model: Model, kv: tuple[KVLayer, ...]) -> Installed:
+        """All that can fail for want of memory."""
+        return Installed(model, kv, Pooler(model.pooling, self._table), self._make_runner(model, kv))
 
     def _make_kv(self, model: Model) -> tuple[KVLayer, ...]:
         return allocate_kv(model.kv_specs, self._num_pages, self._table.page_size, self._device)
 
-    def _make_runner(self) -> Runner:
+    def _make_runner(self, model: Model, kv: tuple[KVLayer, ...]) -> Runner:
         if self._graphs is None:
-            return Eager(self._model, self._kv, self._backend)
-        parts = (self._model, self._kv, self._backend, self._table, self._device)
+            return Eager(model, kv, self._backend)
+        parts = (model, kv, self._backend, self._table, self._device)
         return Graphs(*parts, self._graphs, q_lens=self._q_lens, refill=self._refill)

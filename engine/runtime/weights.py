@@ -120,6 +120,10 @@ class Source:
 class Weights:
     """The weights of one engine.
 
+    Attributes:
+        num_updates: how often they have become others. The reply that tells a higher number stands between the outputs
+            of the old weights and those of the new ones.
+
     Args:
         model, source: what it computes with now.
         load: reads others.
@@ -147,7 +151,7 @@ class Weights:
         self._canary = canary
         self._dtype = model.kv_specs[0].dtype
         self._size_bytes = model.weight_bytes
-        self._num_updates = 0
+        self.num_updates = 0
         self._is_released = False
         self._update: Update | None = None
 
@@ -157,7 +161,7 @@ class Weights:
         return {
             "model_path": source.path,
             "load_format": source.load_format,
-            "num_updates": self._num_updates,
+            "num_updates": self.num_updates,
             "fingerprint": source.fingerprint,
             "released": self._is_released,
         }
@@ -165,7 +169,7 @@ class Weights:
     def files(self) -> dict[str, Any]:
         """Where these weights can be read again: nowhere, if their files have changed or they are random."""
         files = [str(file) for file, _, _ in self._source.stamps] if self._source.is_unchanged else []
-        return {"files": files, "num_updates": self._num_updates}
+        return {"files": files, "num_updates": self.num_updates}
 
     def update(self, model_path: str, load_format: str = "auto", drain_s: float = DRAIN_S) -> Update:
         """Starts an exchange.
@@ -249,21 +253,20 @@ class Weights:
     def install(self, source: Source, model: Model) -> None:
         """Computes with other weights from the next step on.
 
+        Whatever it raises, the weights are those from before.
+
         Raises:
-            ModelError: the canary says no; the weights are those from before.
+            ModelError: the canary says no.
         """
         self.requests.forget_prefixes()
         before = self._loaded.exchange(model)
         try:
             self._canary.check(source)
         except Exception:
-            if self._is_released:
-                self._loaded.release()
-            else:
-                self._loaded.exchange(before)
+            self._loaded.put_back(before)
             raise
         if not self._is_released or source.fingerprint != self._source.fingerprint:
-            self._num_updates += 1
+            self.num_updates += 1
         self._source, self._is_released = source, False
         logger.info("The weights are now those of %s.", source.path)
 
@@ -331,12 +334,13 @@ class Update:
         (source, model), self._found = self._found, None
         try:
             weights.install(source, model)
-        except ModelError as error:
+        except Exception as error:  # noqa: BLE001 - `_reason` logs what is no mistake of the caller
             return outputs, {"success": False, "message": _reason(error)}
         finally:
             del model
             weights.close_update()
-        return outputs, {"success": True, "message": "Succeeded to update model weights.", "model_path": source.path}
+        told = {"success": True, "message": "Succeeded to update model weights."}
+        return outputs, {**told, "model_path": source.path, "num_updates": weights.num_updates}
 
     def join(self) -> None:
         """Waits until everything is read; `advance` does the rest."""

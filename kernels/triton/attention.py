@@ -34,6 +34,7 @@ _PROGRAMS = 128  # that one decoding row should give: about the multiprocessors 
 _MIN_ROWS = 16  # of a tile: what tensor cores take
 _ROOM = ((256, (128, 64)), (1024, (64, 32)))  # up to so many bytes of a value: query rows of a tile, keys of a block
 _LEAST_ROOM = (16, 16)
+_TILES_TOGETHER = 4  # so many are a multiple of 16 bytes, to which kernels are compiled
 
 
 @triton.jit
@@ -193,7 +194,7 @@ def _prefill_kernel(
         more = _queries(q, where, valid, VALUE, DIM, BLOCK_R)
     position = past + token
     stop = past + last + 1
-    kv_head = tl.program_id(1) % KV_HEADS
+    kv_head = tl.program_id(1) * GROUP // (HEADS // KV_HEADS)  # a tile may have a share of the heads of one only
 
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     if SINKS:
@@ -256,7 +257,7 @@ def _split_kernel(
     v: Pointer,
     k_scale: Pointer,
     v_scale: Pointer,
-    parts: Pointer,  # float32 [N, H, SPLITS, V]
+    parts: Pointer,  # float32 [N, H, SPLITS, V], from the first tile's first token on
     sums: Pointer,  # float32 [N, H, SPLITS, 2], the greatest score and the sum of weights
     tiles: Pointer,
     cu_q: Pointer,
@@ -301,7 +302,7 @@ def _split_kernel(
     if begin >= stop:
         return
     position, token = past + token, token + start
-    place = token - start - first + number
+    place = token - start - first + number - tl.load(tiles + 2)
     if SHARED > 0:
         together, is_done, mine, takes_part = _together(row, split, shares, order, rows, SHARED, GROUP, BLOCK_M)
         if is_done:
@@ -312,7 +313,7 @@ def _split_kernel(
             valid = takes_part & (its_token < count)
             its_token = tl.minimum(its_token, count - 1)
             position, token = tl.load(seq_lens + mine) - count + its_token, its_start + its_token
-            place = tl.load(numbers + mine) + its_token
+            place = tl.load(numbers + mine) + its_token - tl.load(tiles + 2)
     where = token.to(tl.int64) * token_stride + head * head_stride
     queries = _queries(q, where, valid, 0, VALUE, BLOCK_V)
     more = queries
@@ -322,7 +323,8 @@ def _split_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     top = tl.full([BLOCK_M], LEAST_SCORE, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    table, kv_head = tables + row.to(tl.int64) * table_stride, tl.program_id(1) % KV_HEADS
+    table = tables + row.to(tl.int64) * table_stride
+    kv_head = tl.program_id(1) * GROUP // (HEADS // KV_HEADS)
     acc, top, total = _attend(
         *(queries, more, acc, top, total, position, k, v, k_scale, v_scale, table, kv_head, begin, stop, stop),
         *(scale, cap, window, True, WINDOWED, CAPPED, SCALED),
@@ -357,6 +359,7 @@ def _merge_kernel(
     """The splits of one head of a tile's tokens, one token after the other."""
     head = tl.program_id(1)
     _row, first, number, start, num_tokens, past = _tile(tiles + tl.program_id(0) * 3, cu_q, seq_lens)
+    number -= tl.load(tiles + 2)
     size = split_size(past + num_tokens, SPLITS)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, BLOCK_V)
     for token in range(first, tl.minimum(first + TOKENS, num_tokens)):
@@ -453,6 +456,11 @@ class Shape:
         most = 32 if self.value_dim > MAX_HEAD_DIM else 64  # one program holds all sums
         return min(max(_power_of_2(_PROGRAMS * self.group // self.heads), 4), most)
 
+    @property
+    def split_bytes(self) -> int:
+        """What is kept of a tile's splits until they are merged."""
+        return self.split_tokens * self.heads * self.splits * (self.value_dim + 2) * 4
+
 
 def prefill(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, out: Tensor) -> None:
     """Attends the tokens of ``tiles``, int32 [N, 3], of q ``[T, H, D]`` and writes them to out ``[T, H, Dv]``,
@@ -471,13 +479,43 @@ def prefill(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, out: Tensor) -
 
 
 def decode(
-    q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, num_tokens: int, sharing: Sharing | None, out: Tensor
+    q: Tensor,
+    pages: Pages,
+    rules: Rules,
+    tiles: Tensor,
+    num_tokens: int,
+    sharing: Sharing | None,
+    most_bytes: int,
+    out: Tensor,
 ) -> None:
-    """As `prefill`, for rows of few tokens, ``num_tokens`` altogether: the keys are split among programs."""
+    """As `prefill`, for rows of few tokens, ``num_tokens`` altogether: the keys are split among programs.
+
+    Where no rows share tiles, so many tiles at once as have their parts in ``most_bytes``; that changes no bit.
+    """
+    shape, count = Shape.of(q, pages.k, pages.v), len(tiles)
+    if sharing is None:
+        fitting = most_bytes // shape.split_bytes // _TILES_TOGETHER * _TILES_TOGETHER
+        count = min(count, max(fitting, _TILES_TOGETHER))
+    sizes = min(num_tokens, count * shape.split_tokens), shape.heads, shape.splits
+    parts = torch.empty(*sizes, shape.value_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(*sizes, 2, dtype=torch.float32, device=q.device)
+    for first in range(0, len(tiles), count):
+        _decode(q, pages, rules, tiles[first : first + count], sharing, parts, sums, out)
+
+
+def _decode(
+    q: Tensor,
+    pages: Pages,
+    rules: Rules,
+    tiles: Tensor,
+    sharing: Sharing | None,
+    parts: Tensor,
+    sums: Tensor,
+    out: Tensor,
+) -> None:
+    """Some tiles; parts and sums begin with those of the first one."""
     shape = Shape.of(q, pages.k, pages.v)
-    heads, value_dim, splits, rows = shape.heads, shape.value_dim, shape.splits, shape.split_rows
-    parts = torch.empty(num_tokens, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(num_tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
+    heads, splits, rows = shape.heads, shape.splits, shape.split_rows
     longest = pages.table.shape[1] * pages.k.shape[2]
     _split_kernel[(len(tiles), heads // shape.group, min(splits, triton.cdiv(longest, FIRST_SPLIT.value)))](
         *(q, *_cache(q, pages), parts, sums, tiles, *_lengths(q, pages), *_numbers(rules)),
@@ -496,10 +534,10 @@ def decode(
         SINKS=rules.sinks is not None,
         WINDOWED=rules.window is not None,
         HEADS=heads,
-        VALUE=value_dim,
+        VALUE=shape.value_dim,
         SPLITS=splits,
         TOKENS=shape.split_tokens,
-        BLOCK_V=_padded(value_dim),
+        BLOCK_V=_padded(shape.value_dim),
         num_warps=4,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sgl.engine.api.receipt import Maker, receipt_fields
+from sgl.engine.api.receipt import receipt_fields
 from sgl.server.anthropic.chat import chat_of, names_of
 from sgl.server.anthropic.errors import error_body
 from sgl.server.anthropic.output import BlockWriter
@@ -78,7 +78,6 @@ class _Run:
             "usage": {},
         }
         self._warnings = warnings
-        self._maker: Maker | None = None
 
     async def respond(self) -> Json:
         """The message, complete.
@@ -99,7 +98,6 @@ class _Run:
         """
         begun = False
         with naming(names_of(self._body)):
-            self._maker = await self._state.engine.maker_for([self._conversation.request])
             async with aclosing(read_turn(self._state, self._conversation)) as steps:
                 async for step in steps:
                     if not begun:
@@ -123,7 +121,7 @@ class _Run:
         events = list(self._writer.finish())
         reason, sequence = self._stop(step)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        receipt = receipt_fields(self._maker, self._conversation.request, step.item)
+        receipt = receipt_fields(step.item)
         own = {"usage": _usage(step), **({"sgl": receipt} if receipt else {})}
         self._message |= {**delta, **own}
         return [*events, {"type": "message_delta", "delta": delta, **own}, {"type": "message_stop"}]

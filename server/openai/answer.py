@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from sgl.engine.api import GenerateRequest, Generation
 from sgl.engine.api.native import as_json
-from sgl.engine.api.receipt import Maker, receipt_fields
+from sgl.engine.api.receipt import receipt_fields
 from sgl.engine.base.errors import SglError
 from sgl.server.errors import JsonResponse
 from sgl.server.openai.protocol import StreamOptions
@@ -93,7 +93,6 @@ class Answer:
     num_best: int | None = None
     num_reasoning: Callable[[], int] = lambda: 0
     _usage: Usage = field(default_factory=Usage)
-    _maker: Maker | None = None
 
     async def respond(self, stream: bool) -> Response:
         """Generates; the response carries everything, or will as it comes."""
@@ -134,7 +133,6 @@ class Answer:
     @asynccontextmanager
     async def _generations(self) -> AsyncIterator[AsyncIterator[tuple[int, Generation]]]:
         with naming(self.names):
-            self._maker = await self.state.engine.maker_for(self.requests)
             async with aclosing(self.state.generate(self.requests)) as generations:
                 yield generations
 
@@ -154,7 +152,7 @@ class Answer:
         extras: dict[str, Any] = {}
         if self.requests[position].return_hidden_states:
             extras["hidden_states"] = next(iter(as_json(item.hidden_states[-1:])), [])
-        receipt = receipt_fields(self._maker, self.requests[position], item)
+        receipt = receipt_fields(item)
         return {**extras, **({"sgl": receipt} if receipt else {})}
 
     def _warned(self) -> dict[str, Any]:

@@ -83,6 +83,27 @@ def test_a_prefix_in_common_changes_no_bit(backend: TritonBackend, case: Case) -
         assert torch.equal(attend(backend, scene.alone(row)), got[start : start + case.new[row]])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("latents", [1] * 6 + [3], [40, 300, 3, 0, 17, 520, 9], heads=20, kv_heads=1, dim=40, latent_dim=32),
+        Case(
+            "some tokens to a tile", [3, 1, 5, 2, 4, 1, 7, 3, 2], [9, 300, 2, 0, 31, 4, 8, 270, 1], heads=4, kv_heads=1
+        ),
+    ],
+    ids=lambda case: case.name,
+)
+def test_less_room_for_splits_changes_no_bit(
+    backend: TritonBackend, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = stored(replace(case, sinks=True), torch.float16)
+    monkeypatch.setattr("sgl.engine.attn.triton.Meta.sharing", lambda *_: None)
+    whole = attend(backend, scene)
+    assert error(whole, scene.truth(), torch.float16) <= 1
+    monkeypatch.setattr("sgl.engine.attn.triton.SPLIT_BYTES", 1)
+    assert torch.equal(attend(backend, scene), whole)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_finds_who_begins_alike(backend: TritonBackend, seed: int) -> None:
     """Against lists of pages: how many whole splits a row has in common with the first one that begins as it does."""

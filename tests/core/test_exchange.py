@@ -40,6 +40,10 @@ class SimWeights:
     requests: Scheduler
     new: SimModel
     num_closed: int = 0
+    num_updates: int = 0
+
+    def enter(self) -> None:
+        """A simulated device is every thread's."""
 
     def read(self, path: str, load_format: str) -> tuple[Source, SimModel]:
         if not path:
@@ -49,6 +53,7 @@ class SimWeights:
     def install(self, source: Source, model: SimModel) -> None:
         self.requests.forget_prefixes()
         self.executor.model = model
+        self.num_updates += 1
 
     def close_update(self) -> None:
         self.num_closed += 1
@@ -135,6 +140,28 @@ def test_a_failed_exchange_disturbs_nobody() -> None:
     for seed in range(40):
         _, new, cut = run(seed, path="")
         assert (new, cut) == (0, 0)
+
+
+@pytest.mark.parametrize("path", ["new", ""])
+def test_after_an_exchange_everything_is_prepared_again(path: str) -> None:
+    executor = SimExecutor(SimModel(), 4)
+    scheduler = Scheduler(SchedulerConfig(8, 4, 2, 16, 10, 32), NoGrammars())
+    weights = SimWeights(executor, scheduler, SimModel(seed=1))
+    script = Answers({0: [Call(1, "update_weights", {"path": path, "drain_s": 0.0})]})
+    left = [True, False]  # what is left to prepare, of each of two weights
+    loop = EngineLoop(
+        *(scheduler, executor, script, script),
+        operations={"update_weights": weights.update},
+        prepare=lambda: left.pop(0) if left else False,
+    )
+    assert loop.rest() and not loop.rest() and not left
+    left += [True, False]
+    assert not loop.rest() and len(left) == 2, "nothing looks again before there is a reason"
+    loop.receive(0.0)
+    assert not loop.rest() and len(left) == 2, "nothing is prepared for weights that go"
+    loop.step()
+    assert len(script.replies) == 1
+    assert loop.rest() and not loop.rest() and not left
 
 
 def test_a_shut_engine_refuses_and_opens_again() -> None:

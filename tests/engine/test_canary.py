@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sgl
-from sgl.engine.base import hub
+from sgl.engine.base import env, hub
 from sgl.engine.base.errors import SglError
+from sgl.engine.base.types import RowOutput, StepPlan, TokenLogprob
 from sgl.engine.runtime import weights
-from sgl.engine.runtime.canary import distance_of, implausible
+from sgl.engine.runtime.canary import Canary, Extent, Made, distance_of, implausible
+from sgl.engine.runtime.weights import Source
 from tests.cli.test_main import run
-from tests.models.checkpoints import make_checkpoint
+from tests.models.checkpoints import edit_config, make_checkpoint
 
 OPTIONS: dict[str, Any] = {
     **{"dtype": "float32", "device": "cpu", "max_total_tokens": 1024, "max_running_requests": 4, "cpu_threads": 1},
@@ -33,10 +36,13 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One that no other test knows."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "sgl"
+def cache(cache_of_tests: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that no other test knows, but for compiled kernels."""
+    own = tmp_path / "cache" / "sgl"
+    own.mkdir(parents=True)
+    (own / "kernels").symlink_to(env.cache_dir() / "kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own.parent))
+    return own
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +160,43 @@ def test_bytes_that_changed_though_their_file_did_not(
     stamp = (path / WEIGHTS).stat()
     change(path, flip)
     os.utime(path / WEIGHTS, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    with pytest.raises(SglError, match="the canary failed"):
+    with pytest.raises(SglError, match=r"the canary failed: .* remove that file"):
         engine_of(path)
     os.utime(path / WEIGHTS)
     with engine_of(path) as engine:
         assert canary_of(engine)["state"] == "recorded", "a file that was written again is another one"
+
+
+YARN = {"rope_type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4}
+
+
+@pytest.mark.parametrize("carries", [False, True], ids=["kept", "carried"])
+def test_another_configuration_is_another_model(carries: bool, recorded: Path, tmp_path: Path) -> None:
+    """As model cards tell users to edit it; what is computed differs by more than any limit for the same kernels."""
+    path = Path(shutil.copytree(recorded, tmp_path / "model"))
+    if not carries:
+        (path / hub.CANARY_FILE).unlink()
+    with engine_of(path) as engine:
+        assert canary_of(engine)["state"] == ("matched" if carries else "recorded")
+        before = scores_of(engine)
+    plain = json.loads((path / "config.json").read_text())
+    edit_config(path, rope_parameters=None, rope_scaling=YARN)
+    for state in ("recorded", "matched"):
+        with engine_of(path) as engine:
+            assert canary_of(engine)["state"] == state
+            assert distance_of(before, scores_of(engine)) > 0.15
+    (path / "config.json").write_text(json.dumps(plain))
+    with engine_of(
+        path, json_model_override_args=json.dumps({"rope_parameters": None, "rope_scaling": YARN})
+    ) as engine:
+        found = canary_of(engine)
+        assert found["state"] == "matched" and found["distance"] == 0, "overrides are part of the configuration"
+    with engine_of(path) as engine:
+        assert canary_of(engine)["state"] == "matched"
+
+
+def scores_of(engine: sgl.Engine) -> np.ndarray:
+    return np.array(engine._loop.run(engine._engine.call("golden"))["scores"])
 
 
 def test_broken_weights_do_not_end_a_rest(recorded: Path, tmp_path: Path) -> None:
@@ -188,6 +226,50 @@ def test_models_that_give_vectors_have_one_too(tmp_path: Path) -> None:
         sgl.Engine(model_path=str(path), device="cpu", cpu_threads=1, log_level="error", **options)
 
 
+@pytest.mark.parametrize("labels", [1, 2])
+def test_scores_of_classes_may_be_alike(labels: int, tmp_path: Path) -> None:
+    """A cross-encoder says one number, and two labels may be as good for a prompt that says nothing."""
+    path = make_checkpoint("bert", tmp_path / "bert", head="SequenceClassification", num_labels=labels)
+    change(path, lambda tensors: [tensors[name].mul_(1e-5) for name in tensors if name.startswith("classifier")])
+    for state in ("recorded", "matched"):
+        with sgl.Engine(
+            model_path=str(path), device="cpu", cpu_threads=1, log_level="error", is_embedding=True
+        ) as engine:
+            assert canary_of(engine)["state"] == state
+            spread = np.ptp(scores_of(engine))
+    assert spread < 1e-4
+
+
+def test_what_matches_stays_longest(model: Path, cache: Path) -> None:
+    with engine_of(model) as engine:
+        assert canary_of(engine)["state"] == "recorded"
+    (file,) = (cache / "canaries").iterdir()
+    os.utime(file, (1, 1))
+    with engine_of(model) as engine:
+        assert canary_of(engine)["state"] == "matched"
+    assert file.stat().st_mtime > 1e9
+
+
+@pytest.mark.parametrize(("family", "limit"), [("llama", 15), ("qwen3_moe", 50)])
+def test_another_precision_has_a_limit_of_its_own(family: str, limit: int, tmp_path: Path) -> None:
+    path = make_checkpoint(family, tmp_path / "model")
+    with engine_of(path) as engine:
+        golden = engine._loop.run(engine._engine.call("golden"))
+    (path / hub.CANARY_FILE).write_text(json.dumps(golden))
+    with engine_of(path, dtype="bfloat16") as engine:
+        found = canary_of(engine)
+    assert found["state"] == "matched" and f"limit {limit}%" in found["told"]
+
+
+def test_a_golden_of_another_form_is_not_compared(recorded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(recorded, tmp_path / "model"))
+    golden = json.loads((path / hub.CANARY_FILE).read_text())
+    golden["scores"][3].pop()
+    (path / hub.CANARY_FILE).write_text(json.dumps(golden))
+    with engine_of(path) as engine:
+        assert canary_of(engine)["state"] == "recorded"
+
+
 def test_random_weights_are_only_looked_at(model: Path) -> None:
     with engine_of(model, load_format="dummy") as engine:
         assert canary_of(engine)["state"] == "plausible"
@@ -213,6 +295,92 @@ def test_the_distance_is_that_of_logits() -> None:
     centred = [values - values.mean(1, keepdims=True) for values in (logits, other)]
     expected = np.sqrt(((centred[0] - centred[1]) ** 2).sum() / (centred[0] ** 2).sum())
     assert abs(distance_of(logits, other) - expected) < 1e-12
-    assert distance_of(logits, logits[:4]) == float("inf") and distance_of(0 * logits, logits) == float("inf")
+    assert distance_of(0 * logits, logits) == float("inf")
     assert implausible(logits) == "" and "not numbers" in implausible(np.where(logits > 1, np.inf, logits))
     assert "do not depend" in implausible(logits[:1].repeat(5, 0)) and "as likely" in implausible(0 * logits)
+
+
+def test_the_distance_of_classes_is_of_the_largest() -> None:
+    def distance(a: list[float], b: list[float]) -> float:
+        return distance_of(np.array([a]), np.array([b]), "classes")
+
+    assert distance([0.001], [0.002]) == pytest.approx(0.001), "probabilities are as they are"
+    assert distance([0.5, 0.4], [0.4, 0.4]) == pytest.approx(0.1)
+    assert distance([-20.0, 1.0], [-19.0, 1.5]) == pytest.approx(0.05), "and large scores are rounded as such"
+    assert implausible(np.array([[0.50001, 0.49999]]), "classes") == ""
+    assert "not numbers" in implausible(np.array([[np.nan]]), "classes")
+
+
+MADE = Made(sgl="1", isa="avx2", formats={"dtype": "bfloat16", "quantization": "none"}, kernels={"x": "native"})
+OTHER = msgspec.structs.replace(MADE, isa="sm90", kernels={"x": "triton"})
+
+
+class Scores:
+    """What an executor gives as the log probabilities of a prompt."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def run_alone(self, plans: Iterable[StepPlan]) -> list[RowOutput]:
+        rows = [TokenLogprob(0, 0.0, (), tuple(enumerate(row))) for row in self._rows.tolist()]
+        return [RowOutput(prompt_logprobs=rows)]
+
+
+def state_of(before: np.ndarray, told: Made, now: np.ndarray, here: Made, folder: Path, **extent: Any) -> str:
+    """What is said of scores ``now`` that were ``before``; the checkpoint carries those."""
+
+    def canary(rows: np.ndarray, made: Made) -> Canary:
+        executor: Any = Scores(rows)
+        return Canary(executor, Extent(1000, 64, 16, **extent), made, "refuse", lambda _: {})
+
+    source = Source("model", "auto", folder, ())
+    first, second = canary(before, told), canary(now, here)
+    first.check(source)
+    (folder / hub.CANARY_FILE).write_text(json.dumps(first.golden()))
+    try:
+        second.check(source)
+    except SglError as error:
+        assert "the canary failed" in error.message
+        return "refused"
+    return second.outcome.state
+
+
+@pytest.mark.parametrize(
+    ("apart", "here", "extent", "state"),
+    [
+        (0.04, MADE, {}, "matched"),
+        (0.10, MADE, {}, "differs"),
+        (0.20, MADE, {}, "refused"),
+        (0.10, OTHER, {}, "matched"),
+        (0.40, OTHER, {}, "differs"),
+        (0.40, OTHER, {"is_quantized": True}, "matched"),
+        (0.40, OTHER, {"has_experts": True}, "matched"),
+        (0.60, OTHER, {"is_quantized": True}, "refused"),
+        (0.60, OTHER, {"has_experts": True}, "refused"),
+    ],
+)
+def test_what_other_hardware_computes_may_differ(
+    apart: float, here: Made, extent: dict[str, Any], state: str, tmp_path: Path
+) -> None:
+    """Scores a given distance apart at every position."""
+    before, noise = centred(np.random.default_rng(0).normal(size=(2, 8, 64)))
+    now = before + noise * apart * np.linalg.norm(before) / np.linalg.norm(noise)
+    assert state_of(before, MADE, now, here, tmp_path, **extent) == state
+
+
+@pytest.mark.parametrize(("has_experts", "state"), [(True, "differs"), (False, "refused")])
+def test_a_position_that_goes_to_other_experts_is_not_all_of_them(
+    has_experts: bool, state: str, tmp_path: Path
+) -> None:
+    before, other = centred(np.random.default_rng(0).normal(size=(2, 8, 64)))
+    now = before.copy()
+    now[[2, 5]] = other[[2, 5]]
+    assert distance_of(before, now) > 0.5
+    assert state_of(before, MADE, now, MADE, tmp_path, has_experts=has_experts) == state
+    now = other
+    assert state_of(before, MADE, now, OTHER, tmp_path, has_experts=has_experts) == "refused"
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = values - values.mean(-1, keepdims=True)
+    return found

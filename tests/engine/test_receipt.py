@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,59 @@ def test_files_are_read_again_only_if_they_changed(tmp_path: Path, monkeypatch: 
     assert digest([file]) == first and len(list((tmp_path / "cache/sgl/digests").iterdir())) == 1
     file.write_bytes(b"three")
     assert digest([file]) != first
+
+
+def test_a_receipt_names_the_weights_that_computed_the_answer(model: Path, tmp_path: Path) -> None:
+    """Of one that had begun when they were exchanged, and of one that had not."""
+    other = make_checkpoint("llama", tmp_path / "other", seed=9)
+    params = {"temperature": 0, "max_new_tokens": 150, "ignore_eos": True}
+    with sgl.Engine(model_path=str(model), **{**OPTIONS, "max_running_requests": 1}) as engine:
+        begun, found = threading.Event(), dict[str, Any]()
+
+        def begin() -> None:
+            for item in engine.generate("Once", params, stream=True, return_receipt=True):
+                found["begun"] = item
+                begun.set()
+
+        def wait() -> None:
+            found["waiting"] = engine.generate("upon", {**params, "max_new_tokens": 12}, return_receipt=True)
+
+        threads = [threading.Thread(target=begin), threading.Thread(target=wait)]
+        threads[0].start()
+        assert begun.wait(60)
+        threads[1].start()
+        assert engine.update_weights_from_disk(str(other))["success"]
+        for thread in threads:
+            thread.join()
+    receipts = {name: item["meta_info"]["receipt"] for name, item in found.items()}
+    for path in (model, other):
+        with sgl.Engine(model_path=str(path), **OPTIONS) as fresh:
+            weights = digest([path / "model.safetensors"])
+            for text, receipt in (("Once", receipts["begun"]), ("upon", receipts["waiting"])):
+                options = {**params, "max_new_tokens": len(receipt["output_ids"])}
+                answer = fresh.generate(text, options, return_receipt=True)
+                is_its = answer["meta_info"]["receipt"]["output_ids"] == receipt["output_ids"]
+                assert is_its == (receipt["maker"]["weights"] == weights)
+                assert is_its == (receipt["maker"]["options"]["model_path"] == str(path))
+
+
+def test_requests_at_once_read_the_checkpoint_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def slow(files: Any) -> str:
+        seen.append(files)
+        time.sleep(0.2)
+        return "sha256:slow"
+
+    monkeypatch.setattr("sgl.engine.api.front.digest", slow)
+    with sgl.Engine(model_path=str(model), **OPTIONS) as engine:
+        found = [engine.generate("a", {"max_new_tokens": 1}, stream=True, return_receipt=True) for _ in range(3)]
+        threads = [threading.Thread(target=list, args=(stream,)) for stream in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(seen) == 1
 
 
 def test_embeddings_as_input_have_no_receipt(model: Path) -> None:

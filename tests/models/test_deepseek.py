@@ -22,6 +22,11 @@ from tests.models.paged import Paged
 from tests.quant import layouts
 
 FP32, BF16 = torch.float32, torch.bfloat16
+_GROUPED = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "norm_topk_prob": False,
+    "topk_method": "group_limited_greedy",
+}
 PROMPT = [(37 * i) % 311 for i in range(40)]
 
 
@@ -107,6 +112,40 @@ def test_experts_stand_where_the_configuration_says(v3: Path) -> None:
     assert sparse(first_k_dense_replace=1, moe_layer_freq=2) == [False, False, True, False, True, False]
 
 
+_DEFAULTED = (
+    *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "num_experts_per_tok"),
+    *("n_group", "topk_group", "first_k_dense_replace"),
+)
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_what_a_configuration_leaves_out_is_what_transformers_takes(version: str, v3: Path) -> None:
+    """Fields at their default are often left out of config.json."""
+    from transformers import DeepseekV2Config, DeepseekV3Config
+
+    library: Any = {"v2": DeepseekV2Config, "v3": DeepseekV3Config}[version]()
+    fields = {name: value for name, value in read_config(v3, {}).items() if name not in _DEFAULTED}
+    fields |= {"architectures": [f"Deepseek{version.upper()}ForCausalLM"], "num_hidden_layers": 4}
+    if version == "v2":  # which has no default of its own
+        fields |= {"num_experts_per_tok": 6, "norm_topk_prob": False}
+    spec = family_of(fields).spec(HfConfig(fields))
+    moe = spec.layers[-1].mlp
+    assert isinstance(moe, MoeSpec) and moe.shared is not None
+    assert moe.num_experts == library.n_routed_experts
+    assert moe.top_k == (library.num_experts_per_tok or 6)
+    assert moe.expert.intermediate_size == library.moe_intermediate_size
+    assert moe.shared.intermediate_size == library.n_shared_experts * library.moe_intermediate_size
+    assert (moe.routing.groups, moe.routing.top_groups) == (library.n_group or 1, library.topk_group or 1)
+    dense = [not isinstance(layer.mlp, MoeSpec) for layer in spec.layers]
+    assert sum(dense) == library.first_k_dense_replace
+
+
+def test_no_shared_experts_may_be_null_or_none(v3: Path) -> None:
+    for count in (None, 0):
+        moe = spec_of(v3, n_shared_experts=count).layers[-1].mlp
+        assert isinstance(moe, MoeSpec) and moe.shared is None
+
+
 def test_stretched_positions_sharpen_scores(v3: Path) -> None:
     """As the published V3 has it: 40 times the context, both weights 1, so that cosines keep their size."""
     scaling = {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}
@@ -134,6 +173,9 @@ def test_stretched_positions_sharpen_scores(v3: Path) -> None:
             {"architectures": ["DeepseekV2ForCausalLM"], "norm_topk_prob": False, "topk_method": "noaux_tc"},
             "topk_method 'noaux_tc'",
         ),
+        ({**_GROUPED, "n_group": None}, "n_group is missing"),
+        ({**_GROUPED, "topk_group": None}, "topk_group is missing"),
+        ({**_GROUPED, "num_experts_per_tok": None}, "num_experts_per_tok is missing"),
     ],
 )
 def test_what_is_not_supported_is_said(v3: Path, fields: dict[str, Any], words: str) -> None:

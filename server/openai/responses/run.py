@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from sgl.engine.api.receipt import Maker, receipt_fields
+from sgl.engine.api.receipt import receipt_fields
 from sgl.engine.base.errors import SglError
 from sgl.server.openai.answer import naming
 from sgl.server.openai.conversation import Conversation
@@ -47,7 +47,6 @@ class Run:
         self._num_top = num_top
         self._names = names
         self._writer = OutputWriter(conversation.new_call_id)
-        self._maker: Maker | None = None
         self._num_events = 0
 
     async def respond(self) -> Json:
@@ -69,7 +68,6 @@ class Run:
         """
         begun = False
         with naming(self._names):
-            self._maker = await self._state.engine.maker_for([self._conversation.request])
             async with aclosing(read_turn(self._state, self._conversation)) as steps:
                 async for step in steps:
                     if not begun:
@@ -97,7 +95,7 @@ class Run:
     def _grow(self, step: Step) -> list[Json]:
         events = [event for found in step.found for event in self._writer.add(found.event, self._logprobs(found))]
         if step.item.finish_reason is not None:
-            self._snapshot.finish(step, receipt_fields(self._maker, self._conversation.request, step.item))
+            self._snapshot.finish(step, receipt_fields(step.item))
             events += self._writer.finish(self._snapshot.status)
         return events
 

@@ -93,6 +93,17 @@ def test_runs_of_lm_eval_are_compared_by_figure(tmp_path: Path) -> None:
     assert chars.figure == "mean" and chars.difference.value == pytest.approx(10 / 8)
 
 
+@pytest.mark.parametrize(("metric", "figure"), [("acc_norm", "accuracy"), ("pass@1", "accuracy"), ("toxic", "mean")])
+def test_zero_and_one_mean_right_and_wrong_only_where_that_is_known(metric: str, figure: str, tmp_path: Path) -> None:
+    rights = ([0.0] * 20, [1.0] * 20)
+    for name, values in zip("ab", rights, strict=True):
+        file = tmp_path / name / "samples-sums.jsonl"
+        noted(file, values)
+        file.write_text(file.read_text().replace("exact_match", metric))
+    found = compare_all(*(Answers.read_all(tmp_path / name) for name in "ab"))[f"sums {metric},strict"]
+    assert (found.figure, found.verdict) == (figure, "B is better" if figure == "accuracy" else "B is higher")
+
+
 def test_other_prompts_of_lm_eval_are_refused(tmp_path: Path) -> None:
     a = noted(tmp_path / "a" / "samples-sums.jsonl", [1, 0])
     b = noted(tmp_path / "b" / "samples-sums.jsonl", [1, 0], prompt_hash="with an example")
