@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Timer
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar, HostLogits
@@ -28,9 +28,14 @@ from sgl.engine.grammar.source import check_at_a_glance
 from sgl.engine.grammar.state import ConstrainedState, Group, TokenSet, fill_masks
 from sgl.engine.grammar.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from sgl.engine.grammar.backends.native import NativeCompiled
+
 logger = logging.getLogger(__name__)
 
 _QUIET_S = 5.0
+_MAX_KEPT_BYTES = 256 << 20
+"""Of what the kept grammars have found out, all together; one alone keeps some 50 MB at most."""
 
 Choice = Literal["auto", "native", "llguidance", "xgrammar", "outlines", "none"]
 
@@ -73,6 +78,13 @@ class _Ready:
     backend: Backend
     compiled: Compiled
     banned: TokenSet
+    kept_bytes: Callable[[], int] = lambda: 0
+    """What the grammar has found out so far, where that grows with its use."""
+
+
+def _kept_bytes(future: Future[_Ready]) -> int:
+    is_there = future.done() and not future.cancelled() and future.exception() is None
+    return future.result().kept_bytes() if is_there else 0
 
 
 class Ticket:
@@ -133,8 +145,8 @@ class Grammars:
         future = self._kept.get(grammar)
         if future is None or future.cancelled():
             future = self._kept[grammar] = self._thread.submit(self._compile, grammar)
-            self._forget()
         self._kept.move_to_end(grammar)
+        self._forget()
         return Ticket(future, grammar.kind, lambda: self._ends(end_ids))
 
     def settle(self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
@@ -158,9 +170,12 @@ class Grammars:
         self._thread.shutdown(wait=False)
 
     def _forget(self) -> None:
-        """Drops the grammars that were not asked for longest, refused ones among them."""
-        while len(self._kept) > self._limits.cached:
+        """Drops the grammars that were not asked for longest, refused ones among them; keeps the last in any case."""
+        sizes = deque(map(_kept_bytes, self._kept.values()))
+        total = sum(sizes)
+        while len(self._kept) > self._limits.cached or (total > _MAX_KEPT_BYTES and len(self._kept) > 1):
             self._kept.popitem(last=False)
+            total -= sizes.popleft()
 
     def _load_when_quiet(self, num_steps: Callable[[], int]) -> None:
         before = -1
@@ -222,7 +237,8 @@ class Grammars:
         backend = self._backend("native")
         if grammar.kind == "json_schema":
             grammar = self._process(process).lower(grammar)
-        return _Ready(backend, backend.compile(grammar), TokenSet.of((), self._loaded_vocabulary()))
+        compiled = cast("NativeCompiled", backend.compile(grammar))
+        return _Ready(backend, compiled, TokenSet.of((), self._loaded_vocabulary()), compiled.kept_bytes)
 
     def _compile_by(self, name: BackendName, grammar: Grammar) -> _Ready:
         vocabulary = self._loaded_vocabulary()

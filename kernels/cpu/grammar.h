@@ -43,6 +43,10 @@ struct Nfa {
   std::array<uint8_t, 256> class_of;  // bytes of one class are never told apart; classes are runs of bytes
   std::vector<uint8_t> first_byte;    // by class
   std::vector<int32_t> num_bytes;     // by class
+
+  int64_t bytes() const {
+    return int64_t(ends.size()) * 17 + int64_t(edges.size() * sizeof(Edge) + jumps.size() * 4 + calls.size() * sizeof(Call));
+  }
 };
 
 // The automaton of rules, one a line and the first the whole; a single regular expression if has_rules is false.

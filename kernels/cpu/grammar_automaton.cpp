@@ -13,8 +13,14 @@ namespace sgl::grammar {
 namespace {
 
 constexpr int32_t kUnknown = -1, kNone = -2;
-constexpr int64_t kMaxWork = 4'000'000;   // steps of the search for what follows, in one call: some 20 ms
-constexpr int64_t kMaxKept = 16 << 20;    // bytes that a grammar keeps of what it has found out
+// Steps of the search for what follows, of 3 to 17 ns. All texts of a call have kMaxWork in common, but each may take
+// kOwnWork in any case, which ordinary grammars never need: only costly ones fail for what came before them. Only what
+// is found out costs work, and what was found before work ran out is kept: the more is known of a grammar, the less can
+// fail, until it forgets. What may follow never depends on it, only whether there is an answer.
+constexpr int64_t kMaxWork = 1'000'000, kOwnWork = 1 << 17;
+constexpr int64_t kUsualWork = 256;       // of a question to the tokenizer
+constexpr int64_t kNodesAStep = 16;       // of the tree of tokens
+constexpr int64_t kMaxKept = 16 << 20;    // bytes that a grammar keeps of what it has found out, from call to call
 constexpr size_t kMaxForced = 256;        // bytes of forced text that are looked at together
 constexpr uint8_t kOver = 1, kForced = 2, kFailed = 4;
 
@@ -99,6 +105,11 @@ struct Vocabulary {
 
 struct Overworked {};
 
+// What is left of the work of a call.
+struct Budget {
+  int64_t left = kMaxWork;
+};
+
 // A place in the rules, and the places that they return to: a stack.
 struct Place {
   int32_t state, stack;
@@ -124,6 +135,8 @@ class Automaton {
  public:
   Automaton(std::shared_ptr<const Vocabulary> vocabulary, Nfa nfa)
       : owner_(std::move(vocabulary)), vocabulary_(*owner_), nfa_(std::move(nfa)), num_classes_(int32_t(nfa_.first_byte.size())) {
+    Budget budget;
+    open(budget);
     begin();
   }
 
@@ -144,10 +157,11 @@ class Automaton {
   const Set& set(int32_t number) const { return sets_[number]; }
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  // Begins a call: what follows must not need more than its share of work. Forgets everything if there is too much.
-  void open() {
-    work_ = 0;
-    if (kept_bytes() > kMaxKept) forget();
+  // Begins with a text: what follows must not need more work than there is. Forgets everything if there is too much.
+  void open(Budget& budget) {
+    budget.left = std::max(budget.left, kOwnWork);
+    budget_ = &budget;
+    if (found_bytes() > max_found_) forget();
   }
 
   // Between two steps of a model all of this has left the caches.
@@ -186,14 +200,16 @@ class Automaton {
     return sets_[set].forced;
   }
 
-  int64_t kept_bytes() const {
+  int64_t kept_bytes() const { return nfa_.bytes() + found_bytes(); }
+
+ private:
+  int64_t found_bytes() const {
     return int64_t(sets_.size()) * int64_t(sizeof(Set) + 32 + 4 * num_classes_) + int64_t(places_.size() * sizeof(Place)) +
            int64_t(frames_.size()) * 48 + int64_t(masks_.size()) * (vocabulary_.words * 4 + 16);
   }
 
- private:
   void work(int64_t amount) {
-    if ((work_ += amount) > kMaxWork) throw Overworked{};
+    if ((budget_->left -= amount) < 0) throw Overworked{};
   }
 
   void begin() {
@@ -206,9 +222,10 @@ class Automaton {
 
   int32_t pushed(int32_t to, int32_t below) {
     uint64_t key = uint64_t(uint32_t(to)) << 32 | uint32_t(below);
-    auto [place, is_new] = frame_numbers_.try_emplace(key, int32_t(frames_.size()));
-    if (is_new) frames_.push_back({to, below});
-    return place->second;
+    auto place = frame_numbers_.find(key);
+    if (place != frame_numbers_.end()) return place->second;
+    frames_.push_back({to, below});  // first: without memory for its number it is a frame that nobody knows
+    return frame_numbers_.emplace(key, int32_t(frames_.size()) - 1).first->second;
   }
 
   // ---- sets
@@ -240,9 +257,11 @@ class Automaton {
     }
   }
 
+  // Wherever this is left without memory or work, what is known stays whole.
   int32_t number(Closing& closing) {
     std::vector<Place>& places = closing.kept;
     if (places.empty() && !closing.may_end) return kNone;
+    for (size_t rest = places.size(); rest; rest >>= 1) work(int64_t(places.size() + 7) / 8);  // of sorting
     std::sort(places.begin(), places.end());
     uint64_t hash = closing.may_end;
     for (const Place& place : places) hash = mixed(hash, uint64_t(uint32_t(place.state)) << 32 | uint32_t(place.stack));
@@ -253,22 +272,25 @@ class Automaton {
           std::equal(places.begin(), places.end(), places_.begin() + known.places))
         return other;
     }
+    if (found_bytes() > max_found_ + kMaxKept) throw Overworked{};
     Set set{int64_t(places_.size()), int32_t(places.size()), head->second, kUnknown, kUnknown, kNone, closing.may_end,
             !places.empty()};
-    head->second = int32_t(sets_.size());
     places_.insert(places_.end(), places.begin(), places.end());
     find_next(set, places);
     sets_.push_back(set);
-    return head->second;
+    return head->second = int32_t(sets_.size()) - 1;
   }
 
   // A row of what follows: unknown where some byte of the class leads on.
   void find_next(Set& set, const std::vector<Place>& places) {
-    size_t row = next_.size();
+    size_t row = sets_.size() * size_t(num_classes_);
+    next_.resize(row);  // without what an attempt has left
     next_.resize(row + size_t(num_classes_), kNone);
+    work(num_classes_ / 8);
     int32_t count = 0;
     for (const Place& place : places) {
       for (int32_t i = nfa_.edge_of[place.state]; i < nfa_.edge_of[place.state + 1]; ++i) {
+        work((nfa_.edges[i].high - nfa_.edges[i].low) / 8);
         for (int32_t c = nfa_.edges[i].low; c <= nfa_.edges[i].high; ++c) {
           if (next_[row + size_t(c)] == kUnknown) continue;
           next_[row + size_t(c)] = kUnknown;
@@ -325,7 +347,9 @@ class Automaton {
     std::vector<int32_t> path(size_t(vocabulary_.longest) + 1);
     path[0] = set;
     const auto* tree = vocabulary_.tree.data();
+    int64_t num_seen = 0;
     for (int32_t i = 0, count = int32_t(vocabulary_.tree.size()); i < count;) {
+      if (++num_seen % kNodesAStep == 0) work(1);
       int32_t found = next(path[tree[i].depth], nfa_.class_of[tree[i].byte]);
       if (found < 0) {
         i += tree[i].skip;
@@ -347,6 +371,7 @@ class Automaton {
     }
     bool is_over = set >= 0 && !sets_[set].has_next;
     int64_t size = int64_t(text.size()), settled = is_over ? size : vocabulary_.settled(text.data(), size);
+    work(size + kUsualWork);
     if (!settled) return kNone;
     int32_t token = vocabulary_.usual(text.data(), size);
     bool fits = token >= 0 && token < vocabulary_.size() && vocabulary_.length(token) > 0 &&
@@ -356,12 +381,14 @@ class Automaton {
   }
 
   void forget();
+  int32_t carried(const Set& old, const std::vector<Place>& places, const std::vector<Frame>& frames);
 
   const std::shared_ptr<const Vocabulary> owner_;
   const Vocabulary& vocabulary_;
   const Nfa nfa_;
   const int32_t num_classes_;
-  int64_t work_ = 0;
+  Budget* budget_ = nullptr;  // of the call that holds the lock
+  int64_t max_found_ = kMaxKept;
   int32_t start_ = kNone;
   std::vector<Set> sets_;
   std::vector<Place> places_;
@@ -376,12 +403,14 @@ struct Matcher {
   const std::shared_ptr<Automaton> owner;
   Automaton& automaton;
   std::vector<int32_t> ends;  // tokens that end the text where it is complete
-  int32_t set;
-  bool has_failed = false;
+  int32_t set;        // of no meaning once it has failed
+  bool has_failed;
 
   Matcher(std::shared_ptr<Automaton> of, const int32_t* ends, int64_t num_ends)
-      : owner(std::move(of)), automaton(*owner), ends(ends, ends + num_ends), set(automaton.start()) {
+      : owner(std::move(of)), automaton(*owner), ends(ends, ends + num_ends) {
     std::lock_guard<std::recursive_mutex> lock(automaton.mutex);
+    set = automaton.start();
+    has_failed = set < 0;
     automaton.matchers.insert(this);
   }
   ~Matcher() {
@@ -407,44 +436,64 @@ struct Matcher {
     return automaton.forced(set) >= 0 ? kForced : 0;
   }
 
-  // Does something to the text; if it takes too much work, the text cannot be followed any further.
+  // Does something to the text; if it takes too much work or memory, the text cannot be followed any further.
   template <typename Action>
-  uint8_t act(Action action) {
+  uint8_t act(Budget& budget, Action action) {
     std::lock_guard<std::recursive_mutex> lock(automaton.mutex);
     try {
-      automaton.open();
+      automaton.open(budget);
       if (!has_failed) action();
       return flags();
     } catch (const Overworked&) {
-      has_failed = true;
-      return kFailed;
+    } catch (const std::bad_alloc&) {
     }
+    has_failed = true;
+    return kFailed;
   }
 
   int64_t settle(int64_t likeliest, const float* scores, int64_t width);
 };
 
+// All but where the texts are and where they begin. Takes no work from whoever happens to call; a text for which there
+// is no memory fails.
 void Automaton::forget() {
   std::vector<Set> sets = std::move(sets_);
   std::vector<Place> places = std::move(places_);
   std::vector<Frame> frames = std::move(frames_);
   sets_.clear(), places_.clear(), frames_.clear(), next_.clear(), masks_.clear();
   numbers_.clear(), frame_numbers_.clear();
-  begin();
-  for (Matcher* matcher : matchers) {
-    const Set& old = sets[matcher->set];
-    Closing closing;
-    closing.may_end = old.may_end;
-    for (int32_t p = 0; p < old.num_places; ++p) {
-      Place place = places[size_t(old.places + p)];
-      std::vector<int32_t> above;
-      for (int32_t at = place.stack; at >= 0; at = frames[at].below) above.push_back(frames[at].to);
-      int32_t stack = -1;
-      for (; !above.empty(); above.pop_back()) stack = pushed(above.back(), stack);
-      closing.kept.push_back({place.state, stack});
+  Budget free{INT64_MAX}, *asked = budget_;
+  budget_ = &free;
+  max_found_ = INT64_MAX - kMaxKept;
+  auto carry = [&](int32_t set) {
+    try {
+      return carried(sets[size_t(set)], places, frames);
+    } catch (const std::bad_alloc&) {
+      return kNone;
     }
-    matcher->set = number(closing);
+  };
+  if (start_ >= 0) start_ = carry(start_);
+  for (Matcher* matcher : matchers) {
+    if (matcher->has_failed) continue;
+    matcher->set = carry(matcher->set);
+    matcher->has_failed = matcher->set < 0;
   }
+  budget_ = asked;
+  max_found_ = std::max(kMaxKept, 2 * found_bytes());  // the texts alone may be as much
+}
+
+int32_t Automaton::carried(const Set& old, const std::vector<Place>& places, const std::vector<Frame>& frames) {
+  Closing closing;
+  closing.may_end = old.may_end;
+  for (int32_t p = 0; p < old.num_places; ++p) {
+    Place place = places[size_t(old.places + p)];
+    std::vector<int32_t> above;
+    for (int32_t at = place.stack; at >= 0; at = frames[at].below) above.push_back(frames[at].to);
+    int32_t stack = -1;
+    for (; !above.empty(); above.pop_back()) stack = pushed(above.back(), stack);
+    closing.kept.push_back({place.state, stack});
+  }
+  return number(closing);
 }
 
 // The token with the largest score among those that a mask of `count` bits allows, the first of equals; -1 if there is
@@ -495,14 +544,16 @@ int64_t Matcher::settle(int64_t likeliest, const float* scores, int64_t width) {
   return found;
 }
 
-void write(Matcher& matcher, uint32_t* mask) {
+// A mask that allows nothing, not even the end, is a failure too: the vocabulary has no token for what must come.
+void write(Matcher& matcher, Budget& budget, uint32_t* mask) {
   const Vocabulary& vocabulary = matcher.automaton.vocabulary();
   auto allow = [&](int32_t token) { mask[token >> 5] |= 1u << (token & 31); };
-  uint8_t flags = matcher.act([&] {
+  uint8_t flags = matcher.act(budget, [&] {
     int32_t only = matcher.automaton.forced(matcher.set);
     if (only < 0) {
       std::memcpy(mask, matcher.automaton.mask(matcher.set), size_t(vocabulary.words) * 4);
       if (matcher.may_end()) allow(vocabulary.size());
+      matcher.has_failed = std::all_of(mask, mask + vocabulary.words, [](uint32_t word) { return word == 0; });
     } else {
       std::memset(mask, 0, size_t(vocabulary.words) * 4);
       allow(only);
@@ -519,7 +570,8 @@ void try_out(const std::shared_ptr<Automaton>& owner, int tokens) {
   Matcher matcher(owner, nullptr, 0);
   Automaton& automaton = *owner;
   for (int i = 0; i < tokens; ++i) {
-    automaton.open();
+    Budget budget;
+    automaton.open(budget);
     int32_t token = automaton.forced(matcher.set);
     if (token < 0) {
       const uint32_t* mask = automaton.mask(matcher.set);
@@ -595,18 +647,25 @@ int64_t sgl_grammar_kept_bytes(AutomatonShare* automaton) {
   return (*automaton)->kept_bytes();
 }
 
+// Null where there is no memory.
 Matcher* sgl_matcher_new(AutomatonShare* automaton, const int32_t* ends, int64_t num_ends) {
-  return new Matcher(*automaton, ends, num_ends);
+  try {
+    return new Matcher(*automaton, ends, num_ends);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 void sgl_matcher_free(Matcher* matcher) { delete matcher; }
 
 int sgl_matcher_flags(Matcher* matcher) {
-  return matcher->act([] {});
+  Budget budget;
+  return matcher->act(budget, [] {});
 }
 
 int sgl_matcher_accept(Matcher* matcher, int32_t token) {
-  return matcher->act([&] {
+  Budget budget;
+  return matcher->act(budget, [&] {
     if (!matcher->advance(token)) matcher->has_failed = true;
   });
 }
@@ -614,7 +673,8 @@ int sgl_matcher_accept(Matcher* matcher, int32_t token) {
 // The tokens that come in any case, at most `room` of them; returns how many.
 int64_t sgl_matcher_forced(Matcher* matcher, int32_t* tokens, int64_t room) {
   int64_t count = 0;
-  matcher->act([&] {
+  Budget budget;
+  matcher->act(budget, [&] {
     Automaton& automaton = matcher->automaton;
     for (int32_t set = matcher->set; count < room; ++count) {
       int32_t token = automaton.forced(set);
@@ -635,16 +695,20 @@ void sgl_matchers_settle(Matcher** matchers, int64_t count, int64_t* tokens, con
     matchers[i]->automaton.fetch(matchers[i]->set);
     if (tokens[i] >= 0) matchers[i]->automaton.vocabulary().fetch(tokens[i]);
   }
+  Budget budget;
   for (int64_t i = 0; i < count; ++i) {
     int64_t likeliest = tokens[i];
     tokens[i] = -1;
-    flags[i] = matchers[i]->act(
-        [&] { tokens[i] = matchers[i]->settle(likeliest, scores ? scores + rows[i] * width : nullptr, width); });
+    flags[i] = matchers[i]->act(budget, [&] {
+      tokens[i] = matchers[i]->settle(likeliest, scores ? scores + rows[i] * width : nullptr, width);
+    });
   }
 }
 
 // Writes masks [count, words]; of a text that failed, only the bit of the end.
 void sgl_matchers_fill(Matcher** matchers, int64_t count, uint32_t* masks) {
-  for (int64_t i = 0; i < count; ++i) write(*matchers[i], masks + i * matchers[i]->automaton.vocabulary().words);
+  Budget budget;
+  for (int64_t i = 0; i < count; ++i)
+    write(*matchers[i], budget, masks + i * matchers[i]->automaton.vocabulary().words);
 }
 }

@@ -12,7 +12,9 @@ namespace sgl::grammar {
 namespace {
 
 constexpr uint32_t kLastPoint = 0x10ffff;
-constexpr int32_t kMaxStates = 1 << 18, kMaxEdges = 1 << 20;
+constexpr int64_t kMaxText = 4 << 20;  // bytes
+constexpr int64_t kMaxParts = 1 << 20;  // nodes and what they consist of
+constexpr int32_t kMaxStates = 1 << 18, kMaxEdges = 1 << 20, kMaxBuilt = 1 << 20;
 constexpr int32_t kMaxCount = 100'000, kUnbounded = -1;
 constexpr int kMaxDepth = 400;
 constexpr size_t kMaxInline = 16;  // byte sequences of a set that every place has for itself
@@ -28,8 +30,16 @@ struct Node {
 struct Tree {
   std::vector<Node> nodes;
   std::vector<int32_t> rules;
+  int64_t num_parts = 0;
+
+  // Before they are made: what is refused has cost next to nothing.
+  void count(size_t parts) {
+    num_parts += int64_t(parts);
+    if (num_parts > kMaxParts) throw Refusal{"it is too large"};
+  }
 
   int32_t add(Node node) {
+    count(1 + node.parts.size() + node.ranges.size());
     nodes.push_back(std::move(node));
     return int32_t(nodes.size()) - 1;
   }
@@ -68,9 +78,9 @@ Ranges without(const Ranges& from, const Ranges& less) {  // both settled
 
 const Ranges kAll{{0, kLastPoint}}, kSurrogates{{0xd800, 0xdfff}}, kEscaped{{0, 0x1f}, {'"', '"'}, {'\\', '\\'}};
 
-bool contains(const Ranges& ranges, uint32_t point) {
+bool contains(const Ranges& ranges, uint32_t point) {  // settled
   for (auto [low, high] : ranges)
-    if (low <= point && point <= high) return true;
+    if (point <= high) return low <= point;
   return false;
 }
 
@@ -242,6 +252,7 @@ class Reader {
         low[0].second = high[0].first;
         if (peek() == '-' && peek(1) != ']') refuse("a wrong range");
       }
+      tree_.count(low.size());
       found.insert(found.end(), low.begin(), low.end());
     }
     ++at_;
@@ -412,8 +423,9 @@ class Builder {
   // Makes a rule, which all places call, of what takes many states in a set.
   void share() {
     std::map<Ranges, int32_t> rules;
+    std::map<Ranges, bool> is_large;
     for (size_t i = 0, count = tree_.nodes.size(); i < count; ++i) {
-      if (tree_.nodes[i].kind != Node::set || spelled(tree_.nodes[i].ranges).size() <= kMaxInline) continue;
+      if (tree_.nodes[i].kind != Node::set || !has_many(tree_.nodes[i].ranges, is_large)) continue;
       Node ascii{Node::set}, other{Node::set}, call{Node::call}, both{Node::choice};
       ascii.ranges = without(tree_.nodes[i].ranges, {{0x80, kLastPoint}});
       other.ranges = without(tree_.nodes[i].ranges, {{0, 0x7f}});
@@ -423,6 +435,13 @@ class Builder {
       both.parts = {tree_.add(ascii), tree_.add(call)};
       tree_.nodes[i] = both;
     }
+  }
+
+  static bool has_many(const Ranges& ranges, std::map<Ranges, bool>& known) {
+    if (ranges.size() > kMaxInline) return true;
+    auto [place, is_new] = known.try_emplace(ranges, false);
+    if (is_new) place->second = spelled(ranges).size() > kMaxInline;
+    return place->second;
   }
 
   // The fewest bytes of each node, or fewer; what rules call is counted a few levels deep.
@@ -449,11 +468,17 @@ class Builder {
     return int32_t(std::min<int64_t>(size, 1 << 20));
   }
 
+  void call(int32_t from, int32_t rule, int32_t to) {
+    if (int32_t(calls_.size()) == kMaxEdges) throw Refusal{"it is too large"};
+    calls_.push_back({from, rule, to});
+  }
+
   void build(int32_t index, int32_t from, int32_t to) {
+    if (++num_built_ > kMaxBuilt) throw Refusal{"it is too large"};  // even of what adds nothing
     const Node& node = tree_.nodes[index];
     switch (node.kind) {
       case Node::set: return set(node.ranges, from, to);
-      case Node::call: calls_.push_back({from, node.rule, to}); return;
+      case Node::call: return call(from, node.rule, to);
       case Node::repeat: return repeat(node, from, to);
       case Node::choice:
         for (int32_t part : node.parts) build(part, from, to);
@@ -602,6 +627,7 @@ class Builder {
 
   Tree tree_;
   const int32_t horizon_;
+  int32_t num_built_ = 0;
   std::vector<int32_t> shortest_;       // by node
   std::vector<int32_t> starts_, ends_;  // by rule
   std::vector<int32_t> alike_;
@@ -614,6 +640,7 @@ class Builder {
 }  // namespace
 
 Nfa read(const char* text, int64_t size, bool has_rules, const Classes& classes, int32_t horizon) {
+  if (size > kMaxText) throw Refusal{"it is too large"};
   return Builder(Reader(decoded(text, size), has_rules, classes).read(), horizon).build();
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import string
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar, HostLogits
-from sgl.engine.grammar.backend import Compiled, Matcher
-from sgl.engine.grammar.backends.native import NativeCompiled
-from sgl.engine.grammar.vocabulary import Vocabulary
+from sgl.engine.grammar.backend import Backend, Compiled, Matcher
+from sgl.engine.grammar.backends.native import NativeBackend, NativeCompiled
+from sgl.engine.grammar.compiler import Grammars
+from sgl.engine.grammar.state import ConstrainedState, TokenSet, fill_masks
+from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
 from sgl.kernels.cpu import grammar as automata
 from tests.grammar.harness import accepts, allowed, backend, compiled, demo_tokenizer, demo_vocabulary, sample
 
@@ -122,7 +126,19 @@ def test_what_others_read_otherwise_is_refused(pattern: str) -> None:
     assert error.value.status == 400
 
 
-@pytest.mark.parametrize("pattern", ["((a{500}){500}){500}", "(" * 5000 + ")" * 5000, "a{100001}", "[^\\s\\S]"])
+TOO_MUCH = {
+    "states": "((a{500}){500}){500}",
+    "brackets": "(" * 5000 + ")" * 5000,
+    "count": "a{100001}",
+    "nothing": "[^\\s\\S]",
+    "classes": "\\w" * 30_000,
+    "members": "[" + "\\w" * 8000 + "]",
+    "calls": "(?:" + "|".join(["[^\\x00-\\x7f]"] * 1000) + "){100000}",
+    "nothings": "(?:" + "|".join(["[^\\s\\S]"] * 20_000) + "|a){100000}",
+}
+
+
+@pytest.mark.parametrize("pattern", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_what_costs_too_much_or_allows_nothing_is_refused(pattern: str) -> None:
     with pytest.raises(SglError) as error:
         compiled("native", "regex", pattern, demo=True)
@@ -173,6 +189,54 @@ def test_after_a_token_that_does_not_fit_only_the_end_is_allowed() -> None:
     assert matcher.error() is not None and allowed("native", matcher) == {256} and matcher.forced() == []
 
 
+COSTLY = "(?:[a-h]{1,3}|!(?:" + "|".join([*(f"[!-~]{i}" for i in range(12_000)), *string.ascii_letters]) + "))"
+"""Behind the ! are 12000 places, from each of which nearly every byte leads on to another."""
+
+
+def state_of(grammar: Compiled, vocabulary: Vocabulary, of: Backend, text: bytes) -> ConstrainedState:
+    ends = TokenSet.of({0}, vocabulary)
+    state = ConstrainedState(of, grammar.matcher(ends.ids), "regex", ends, TokenSet.of((), vocabulary))
+    for byte in text:
+        state.accept(byte)
+    return state
+
+
+def bits_of(tokens: set[int]) -> bytes:
+    return sum(1 << token for token in tokens).to_bytes(BYTES.mask_words * 4, "little")
+
+
+def test_a_mask_that_takes_too_long_is_an_error_and_not_an_end() -> None:
+    grammar = compiled("native", "regex", COSTLY)
+    costly, other = (state_of(grammar, BYTES, backend("native"), text) for text in (b"!", b"a"))
+    assert backend("native").settle([costly.matcher, other.matcher], [-1, -1], None) == [-1, -1]
+    failed, mask = fill_masks([costly, other], BYTES)
+    assert isinstance(failed, SglError) and failed.code == "grammar_too_complex"
+    assert costly.matcher.error() is not None
+    assert mask == bits_of({0, *b"abcdefgh"}), "the end is token 0 here"
+    assert other.matcher.error() is None, "nobody fails for what came before him"
+    assert cast(NativeCompiled, grammar).kept_bytes() < 48 << 20
+
+
+def test_what_has_become_known_stays_so_and_makes_what_failed_possible() -> None:
+    """Each attempt goes on from where the one before it ran out of work."""
+    grammar = compiled("native", "regex", COSTLY)
+    for _ in range(40):
+        matcher = grammar.matcher()
+        matcher.accept(ord("!"))
+        mask = allowed("native", matcher)
+        if matcher.error() is None:
+            break
+    assert mask == set(range(ord("!"), ord("~") + 1))
+
+
+def test_what_no_token_can_go_on_with_is_an_error() -> None:
+    vocabulary = Vocabulary((b"a", b"b"))
+    native = NativeBackend(vocabulary)
+    state = state_of(native.compile(Grammar("regex", "b+|a(?:c|d)")), vocabulary, native, bytes([0]))
+    (failed,) = fill_masks([state], vocabulary)
+    assert isinstance(failed, SglError) and failed.code == "grammar_too_complex"
+
+
 def test_a_grammar_forgets_what_it_knew_and_goes_on() -> None:
     """Of n letters, whether the one 19 before the end was an a: so many states that they cannot all be kept."""
     pattern = "[ab]*a[ab]{18}"
@@ -198,6 +262,17 @@ def test_a_grammar_forgets_what_it_knew_and_goes_on() -> None:
     assert 256 not in allowed("native", other)
     other.accept(ord("b"))
     assert 256 in allowed("native", other), "abba and 15 b: the first of 19"
+
+
+def test_the_grammars_that_are_kept_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.grammar.compiler._MAX_KEPT_BYTES", 1)
+    grammars = Grammars("native", lambda: BYTES)
+    tickets = [grammars.compile(Grammar("regex", pattern), frozenset()) for pattern in ("a+", "b+", "c+")]
+    while any(ticket.poll() is None for ticket in tickets):
+        time.sleep(0.005)
+    grammars.compile(Grammar("regex", "b+"), frozenset())
+    assert [grammar.source for grammar in grammars._kept] == ["b+"]
+    grammars.close()
 
 
 def test_things_may_be_freed_in_any_order() -> None:

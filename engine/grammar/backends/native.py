@@ -117,6 +117,8 @@ class NativeMatcher:
         self._compiled = compiled  # which must live as long
         self._library = compiled.library
         self.pointer: int = self._library.sgl_matcher_new(compiled.pointer, ends.ctypes.data, len(ends))
+        if not self.pointer:
+            raise SglError("There is no memory for another output of this grammar.", code="out_of_memory", status=503)
         self.flags: int = self._library.sgl_matcher_flags(self.pointer)
 
     def __del__(self) -> None:
@@ -136,7 +138,9 @@ class NativeMatcher:
         return bool(self.flags & _OVER)
 
     def error(self) -> str | None:
-        return "a token does not fit, or a mask takes too long" if self.flags & _FAILED else None
+        """Asks the library: what failed when masks were filled is not in `flags`."""
+        has_failed = self._library.sgl_matcher_flags(self.pointer) & _FAILED
+        return "a token does not fit, none can, or a mask takes too long" if has_failed else None
 
 
 class _Batch:
