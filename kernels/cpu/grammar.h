@@ -1,4 +1,5 @@
-// Grammars as automata over bytes: grammar_text.cpp reads them, grammar_automaton.cpp runs them.
+// Grammars as automata over bytes: grammar_text.cpp reads them, grammar_nfa.cpp builds them, grammar_automaton.cpp runs
+// them.
 #pragma once
 
 #include <array>

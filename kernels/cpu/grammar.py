@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from sgl.engine.base.device import detect_isa
 from sgl.kernels.cpu import native
 
-SOURCES = ("grammar_text.cpp", "grammar_automaton.cpp")
-HEADERS = ("common.h", "grammar.h", "grammar_vocabulary.h", "grammar_automaton.h")
+SOURCES = ("grammar_text.cpp", "grammar_nfa.cpp", "grammar_automaton.cpp")
+HEADERS = ("common.h", "grammar.h", "grammar_tree.h", "grammar_vocabulary.h", "grammar_automaton.h")
 
 Usual = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)
 """(text, size) -> the first of its usual tokens, or -1."""
