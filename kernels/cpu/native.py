@@ -7,14 +7,16 @@ kernels that need no compiler are chosen instead.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +28,9 @@ from sgl.engine.base.device import detect_isa
 from sgl.engine.base.machine import cpus
 from sgl.kernels.ops.linear import Allocate, fresh
 
-SOURCES = ("linear.cpp", "quantize.cpp", "attention.cpp", "elementwise.cpp", "decoder.cpp")
+SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp", "quantize.cpp", "decoder.cpp")
+"""The slowest to compile first: a first start waits for it."""
+
 HEADERS = ("common.h", "kernels.h", "tiles.h", "linear_tiles.h", "attention_tiles.h")
 
 # -ffp-contract=fast fixes the use of fused multiply-adds in the source's place; without it the compiler may choose.
@@ -165,16 +169,29 @@ def build(isa: str, name: str = "cpu", sources: Sequence[str] = SOURCES, headers
     target = cache / f"{name}-{isa}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            built = Path(scratch) / "kernels.so"
-            objects = [str(Path(scratch) / f"{source}.o") for source in sources]
-            compiling = zip(sources, objects, strict=True)
-            steps = [[cxx, *flags, "-c", str(folder / source), "-o", into] for source, into in compiling]
-            with ThreadPoolExecutor(len(steps)) as pool:  # all at once: a first start waits for the slowest only
-                list(pool.map(_run, steps))
-            _run([cxx, *flags, *objects, "-o", str(built)])
-            built.replace(target)  # two processes may build at once; either result will do
+        with _alone(target):
+            if not target.exists():
+                _compile([cxx, *flags], [folder / source for source in sources], target)
     return target
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Waits while another process compiles the same: a dozen that start together need it once."""
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(command: Sequence[str], sources: Sequence[Path], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch) / "kernels.so"
+        objects = [str(Path(scratch) / f"{source.name}.o") for source in sources]
+        steps = [[*command, "-c", str(source), "-o", into] for source, into in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor(min(len(steps), len(cpus()))) as pool:
+            list(pool.map(_run, steps))
+        _run([*command, *objects, "-o", str(built)])
+        built.replace(target)
 
 
 def _version(cxx: str) -> str:

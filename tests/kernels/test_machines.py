@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sgl.engine.base.device import CPU_ISAS, CpuDevice, detect_isa
 from sgl.engine.base.errors import ConfigError
 from sgl.engine.base.machine import cpus
 from sgl.kernels.cpu import native
+from tests.server.live import until
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ("What is the capital of France?", "What is 17 + 25?", "What is your name?")
@@ -66,6 +68,32 @@ def test_answers_do_not_depend_on_the_instruction_set(
     assert CpuDevice().isa == isa
     assert f"cpu-{isa}-" in native.library()._name
     assert answers(attention_backend="cpu", quantization=quantization) == expected(quantization)
+
+
+def test_processes_that_need_the_same_library_compile_it_once(tmp_path: Path) -> None:
+    """The compiler waits until the second process has found that the library is missing."""
+    compiler = tmp_path / "c++"
+    script = f"""#!/bin/sh
+[ "$1" = --version ] && exec echo 1
+echo >> {tmp_path}/runs
+while [ ! -e {tmp_path}/second ]; do sleep 0.05; done
+while [ "$1" != -o ]; do shift; done
+: > "$2"
+"""
+    compiler.write_text(script)
+    compiler.chmod(0o700)
+    begin = "import pathlib\nfrom sgl.kernels.cpu import native\n"
+    build = "native.build('generic', 'made-up', ('decoder.cpp',), ())"
+    environment = {**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
+
+    def process(code: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", begin + code], cwd=ROOT, env=environment)
+
+    first = process(build)
+    until(lambda: (tmp_path / "runs").exists())
+    second = process(f"pathlib.Path.mkdir = lambda *_, **__: open({str(tmp_path / 'second')!r}, 'w')\n{build}")
+    assert [first.wait(60), second.wait(60)] == [0, 0]
+    assert len((tmp_path / "runs").read_text().splitlines()) == 2, "one source, one library"
 
 
 def test_without_a_compiler_it_answers_and_says_so_in_one_line(tmp_path: Path) -> None:
