@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 
@@ -38,16 +39,12 @@ from sgl.server.warmup import generate_one_token
 logger = logging.getLogger(__name__)
 
 _WARM_UP_TIMEOUT_S = 600.0
+_SWITCH_S = 5e-4
+"""After so long a thread hands Python's lock on. A tenth of the usual: a token on its way out needs the lock a few
+times, and waits each time for as long beside a thread that decodes a large body."""
 
 StartEngine = Callable[[EngineConfig], AsyncEngine]
 Ready = Callable[[str], None]
-
-
-def create_app(engine: AsyncEngine, config: EngineConfig) -> Starlette:
-    """The ASGI application over an engine that runs."""
-    state = ServerState(config)
-    state.start(engine)
-    return build_app(state)
 
 
 def run_server(
@@ -73,6 +70,7 @@ def run_server(
     observe = config.observe
     log.configure(observe.log_level, observe.log_level_http or observe.log_level, observe.log_format)
     sock = listen(config.serve.host, config.serve.port)
+    sys.setswitchinterval(_SWITCH_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, sock, ready, start or functools.partial(_start_engine, interpreter=interpreter)))
 

@@ -27,6 +27,14 @@ T = TypeVar("T")
 MAX_NESTING = 64
 MAX_CONTAINERS = MAX_STRINGS = 200_000
 """Most arrays and objects of a body, and most texts: empty ones take fifty times the memory of their two bytes."""
+MAX_OTHER_BYTES = 2**21
+"""Most bytes of a body beside what the model is to read: a schema of megabytes is not worth decoding to refuse it."""
+_READ_FIELDS = frozenset(
+    (
+        *("text", "input_ids", "input_embeds", "prompt", "messages", "system", "input", "instructions", "tokens"),
+        *("query", "documents", "items", "text_1", "text_2"),
+    )
+)
 _LINGER_S = 5.0
 _FORM_BYTES = 2**17  # what a form may take beside the file in it
 _LARGE_BYTES = 2**20
@@ -142,6 +150,8 @@ def _check_headers(headers: Headers) -> None:
 
 
 def _decode(body: bytes) -> Any:
+    if len(body) >= _LARGE_BYTES:
+        _check_others(body)
     outside = _outside(body)
     num_containers = _check_structure(outside.translate(None, _NO_BRACKETS))
     try:
@@ -151,6 +161,20 @@ def _decode(body: bytes) -> Any:
     if _num_members(value, num_containers) < outside.count(b":"):
         raise _repeated(body)
     return value
+
+
+def _check_others(body: bytes) -> None:
+    """Refuses what is long beside the fields that may be; also where it is hidden behind the same name again."""
+    try:
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return  # which is told better by who decodes all of it
+    num_read = sum(len(memoryview(member)) for name, member in members.items() if name in _READ_FIELDS)
+    if len(body) - num_read > MAX_OTHER_BYTES:
+        name = max(members.keys() - _READ_FIELDS, key=lambda name: len(memoryview(members[name])), default="")
+        where = f"`{name:.{_MAX_SHOWN_CHARS}}` is too large: the" if name else "The"
+        text = f"{where} fields beside the prompt must have at most {MAX_OTHER_BYTES} bytes together."
+        raise SglError(text, code="body_too_large", param=name[:_MAX_SHOWN_CHARS] or None)
 
 
 def _at_once(body: bytes) -> Any:
@@ -180,12 +204,13 @@ def _outside(body: bytes) -> bytes:
     found: list[bytes] = []
     num_quotes, begin = 0, 0
     while begin < len(body):
-        end = begin + _STEP_BYTES
-        end += (len(body[begin:end]) - len(body[begin:end].rstrip(b"\\"))) % 2  # a backslash stays with what it escapes
-        bare = body[begin:end].replace(b"\\\\", b"").replace(b'\\"', b"")  # one outside ends what is read anyway
+        piece = body[begin : begin + _STEP_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # a backslash stays with what it escapes
+            piece = body[begin : begin + _STEP_BYTES + 1]
+        bare = piece.replace(b"\\\\", b"").replace(b'\\"', b"")  # one outside ends what is read anyway
         parts = bare.split(b'"')
         found += parts[num_quotes % 2 :: 2]
-        num_quotes, begin = num_quotes + len(parts) - 1, end
+        num_quotes, begin = num_quotes + len(parts) - 1, begin + len(piece)
         if num_quotes > 2 * MAX_STRINGS:
             raise _malformed(f"holds more than {MAX_STRINGS} strings")
     return b"".join(found)

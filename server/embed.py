@@ -100,7 +100,7 @@ async def embed(state: ServerState, requests: Sequence[EmbedRequest], *, log_met
         SglError: one is refused, or the engine gave it up.
     """
     prepared = await state.engine.prepare_embeddings(requests)
-    return await collect(prepared, state.generate(prepared.requests, log_metrics=log_metrics))
+    return await collect(prepared, state.generate(prepared.requests, partial=False, log_metrics=log_metrics))
 
 
 async def rendered(found: Sequence[Embedding]) -> list[msgspec.Raw]:

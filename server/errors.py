@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import FinishReason
 
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -63,15 +62,6 @@ def routing_error(error: HTTPException, method: str, path: str) -> SglError:
     }
     message = sentences.get(error.status_code, str(error.detail))
     return SglError(message, code=_ROUTING_CODES.get(error.status_code, "http_error"), status=error.status_code)
-
-
-def raise_if_aborted(finish: FinishReason | None) -> None:
-    """
-    Raises:
-        SglError: an answer ended because somebody or something ended it.
-    """
-    if finish is not None and finish.kind == "abort":
-        raise SglError(finish.message, code=finish.code, status=finish.status)
 
 
 def internal_error(request_id: str) -> SglError:

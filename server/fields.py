@@ -11,6 +11,8 @@ from sgl.engine.base.errors import SglError
 _MAX_WARNINGS = 16
 _MAX_METADATA, _MAX_KEY_CHARS, _MAX_VALUE_CHARS = 16, 64, 512
 
+_EMPTY: Mapping[str, Any] = {"session_params": {}, "custom_logit_processor": ""}
+
 Unsupported = Mapping[str, Callable[[Any], bool]]
 """By field: whether a value of it asks for something that is not there."""
 
@@ -36,6 +38,11 @@ def refuse_unsupported(raw: Mapping[str, Any], unsupported: Unsupported, prefix:
         if is_asked(raw.get(name)):
             field = prefix + name
             raise SglError(f"`{field}` is not supported by this version.", code="unsupported_field", param=field)
+
+
+def without_empty(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that SGLang's clients send empty where they mean none."""
+    return {name: value for name, value in raw.items() if name not in _EMPTY or value != _EMPTY[name]}
 
 
 def warn_ignored(raw: Mapping[str, Any], known: Collection[str]) -> list[str]:

@@ -17,18 +17,17 @@ from sgl.engine.api import GenerateRequest, Generation, native_output
 from sgl.engine.api.batch import Batch, make_batch, token_columns
 from sgl.engine.api.native import as_json
 from sgl.engine.api.request import SessionParams
+from sgl.engine.api.sampling import GRAMMAR_FIELDS
 from sgl.engine.base.errors import SglError
 from sgl.server.body import convert, read_object
 from sgl.server.errors import JsonResponse
-from sgl.server.fields import asks, refuse_unsupported, warn_ignored
+from sgl.server.fields import asks, refuse_unsupported, warn_ignored, without_empty
 from sgl.server.prompts import MAX_PROMPTS, read_prompts
 from sgl.server.sse import EventStream
 from sgl.server.state import ServerState, state_of
 
 _UNSUPPORTED = dict.fromkeys(("image_data", "lora_path"), asks)
-_EMPTY_IS_NONE = ("custom_logit_processor", "session_params")
 _ROWS_AT_ONCE = 16
-_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
 class GenerateBody(msgspec.Struct, kw_only=True):
@@ -151,7 +150,7 @@ def read_call(raw: dict[str, Any], *, hidden: bool = False) -> Call:
         SglError: 400 naming the field at fault.
     """
     refuse_unsupported(raw, _UNSUPPORTED)
-    body = convert({key: value for key, value in raw.items() if value or key not in _EMPTY_IS_NONE}, GenerateBody)
+    body = convert(without_empty(raw), GenerateBody)
     field, prompts, is_list = _prompts(body)
     wanted = body.return_hidden_states
     columns = {
@@ -202,9 +201,9 @@ def _embedded(rows: list[Any]) -> tuple[list[Any], bool]:
 
 
 def _sampling(params: Any) -> Any:
-    """As given, without grammars that are empty."""
+    """As given, without grammars that are empty texts."""
     if isinstance(params, list):
         return [_sampling(entry) for entry in params]
     if params is None:
         return None
-    return {name: value for name, value in params.items() if value or name not in _GRAMMARS}
+    return {name: value for name, value in params.items() if value != "" or name not in GRAMMAR_FIELDS}

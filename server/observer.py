@@ -17,7 +17,7 @@ _OTHER = "other"
 LEFT = "client"
 """The reason of an abort whose client has gone."""
 _ASKED = "request"
-_REASONS: Mapping[str, str] = {"server_overloaded": "overloaded", "shutdown": "shutdown"}
+_REASONS: Mapping[str, str] = {"aborted": _ASKED, "server_overloaded": "overloaded", "shutdown": "shutdown"}
 _BROKEN = "engine"
 
 
@@ -55,9 +55,7 @@ class NullMeter:
 
 def abort_reason(error: SglError) -> str:
     """Why an engine gave a request up; nothing where it was the client's mistake."""
-    if error.status < 500:
-        return ""
-    return _REASONS.get(error.code, _BROKEN)
+    return _REASONS.get(error.code, _BROKEN if error.status >= 500 else "")
 
 
 class Metrics:

@@ -27,8 +27,9 @@ from sgl.engine.base.types import SamplingParams, TokenLogprob
 from sgl.engine.text.template import ChatTemplate
 from sgl.server.body import convert, read_object
 from sgl.server.embed import embed, warned
-from sgl.server.errors import JsonResponse, raise_if_aborted
+from sgl.server.errors import JsonResponse
 from sgl.server.fields import Unsupported, asks, checked_text, refuse_unsupported
+from sgl.server.openai.answer import naming
 from sgl.server.openai.embeddings import EmbeddingUsage, usage
 from sgl.server.openai.protocol import Int32
 from sgl.server.state import ServerState, state_of
@@ -36,7 +37,7 @@ from sgl.server.state import ServerState, state_of
 _MAX_LABELS = 1024
 _UNSUPPORTED: Unsupported = {"lora_path": asks, "image_data": asks, "instruct": asks, "instruction": asks}
 _ONE_TOKEN = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
-_PARAMS = {"text": "items", "input_ids": "items", "token_ids_logprob": "label_token_ids"}
+_NAMES = {"text": "items", "input_ids": "items", "token_ids_logprob": "label_token_ids"}
 
 
 class Document(msgspec.Struct):
@@ -288,15 +289,11 @@ async def _score_labels(state: ServerState, body: ScoreBody) -> tuple[dict[str, 
     ]
     scores: list[list[float]] = [[] for _ in requests]
     num_tokens = 0
-    try:
-        async with aclosing(state.generate(requests)) as items:
+    with naming(_NAMES):
+        async with aclosing(state.generate(requests, partial=False)) as items:
             async for position, item in items:
-                raise_if_aborted(item.finish_reason)
                 scores[position] = _probabilities(item.output_logprobs[0], labels, bool(body.apply_softmax))
                 num_tokens += item.prompt_tokens
-    except SglError as error:
-        error.param = _PARAMS.get(error.param or "", error.param)
-        raise
     used = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return {"object": "scoring", "scores": scores, "usage": used}, []
 

@@ -40,6 +40,7 @@ class ServerState:
         self.batches = Batches(self)
         self._engine: AsyncEngine | None = None
         self._priority = 0
+        self._shows_partial = True
 
     @property
     def engine(self) -> AsyncEngine:
@@ -66,10 +67,11 @@ class ServerState:
         """Opens the routes that need the engine."""
         self._engine = engine
 
-    def at_priority(self, priority: int) -> ServerState:
-        """The same server for requests that have this priority unless they ask for one."""
+    def for_batches(self, priority: int) -> ServerState:
+        """The same server for requests that have this priority unless they ask for one, and want all of an answer."""
         other = copy.copy(self)
         other._priority = priority
+        other._shows_partial = False
         return other
 
     async def drain(self) -> None:
@@ -90,9 +92,12 @@ class ServerState:
             await self._engine.shutdown()
 
     def generate(
-        self, requests: Sequence[GenerateRequest], *, log_metrics: bool = True
+        self, requests: Sequence[GenerateRequest], *, partial: bool = True, log_metrics: bool = True
     ) -> AsyncGenerator[tuple[int, Generation], None]:
         """Answers prompts: yields (which one, item) as items come. Closing it aborts what is left.
+
+        Args:
+            partial: see `AsyncEngine.generate_batch`.
 
         Raises:
             SglError: a request is refused, or the engine gave one up.
@@ -100,15 +105,19 @@ class ServerState:
         if self._priority:
             requests = [_with_priority(request, self._priority) for request in requests]
         observers = self._observers(log_metrics)
-        return self._observed(requests, observers) if observers else self.engine.generate_batch(requests)
+        items = self.engine.generate_batch(requests, partial=partial and self._shows_partial)
+        return self._observed(requests, items, observers) if observers else items
 
     async def _observed(
-        self, requests: Sequence[GenerateRequest], observers: Sequence[Observer]
+        self,
+        requests: Sequence[GenerateRequest],
+        answers: AsyncGenerator[tuple[int, Generation], None],
+        observers: Sequence[Observer],
     ) -> AsyncGenerator[tuple[int, Generation], None]:
         watches = [[observe(request) for observe in observers] for request in requests]
         reason = LEFT  # if nothing else is said, this generator was closed before its end
         try:
-            async with aclosing(self.engine.generate_batch(requests)) as items:
+            async with aclosing(answers) as items:
                 async for position, item in items:
                     for watch in watches[position]:
                         watch.see(item)

@@ -18,6 +18,7 @@ class Answer:
         rid: of this answer.
         interval: how many tokens a streamed item should have at least.
         after: the last tokens of the prompt.
+        first: the first answer of the same request, whose logprobs of the prompt are those of all its answers.
 
     Attributes:
         asked: what the engine was sent, where a receipt is wanted.
@@ -33,6 +34,7 @@ class Answer:
         interval: int,
         warnings: tuple[str, ...],
         after: Sequence[int] = (),
+        first: Answer | None = None,
     ) -> None:
         self.rid = rid
         self.index = index
@@ -48,7 +50,8 @@ class Answer:
             request.skip_special_tokens, request.spaces_between_special_tokens, after
         )
         self._checker = StopChecker(request.stop, keep=request.no_stop_trim)
-        self._transcript = Transcript()
+        self._first = first
+        self._transcript = Transcript(prompt_logprobs=[] if first is None else first._transcript.prompt_logprobs)
         self._text = ""
         self._delta: list[str] = []
         self._num_taken = 0  # tokens that were part of an item
@@ -62,8 +65,15 @@ class Answer:
         return self._transcript.token_ids
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its first token has come, and with it all that is told of the prompt."""
+        return bool(self._transcript.token_ids) or self.finish is not None
+
+    @property
     def is_due(self) -> bool:
         """Whether there is an item to take."""
+        if self._first is not None and not self._first.has_begun:  # which brings the logprobs of the prompt
+            return False
         if self.finish is not None or not self._stream:
             return self.finish is not None
         num_new = len(self._transcript.token_ids) - self._num_taken

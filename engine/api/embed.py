@@ -156,13 +156,11 @@ async def collect(prepared: Prepared, items: AsyncGenerator[tuple[int, Generatio
     """The vectors of what was prepared, in order, from what the engine answers.
 
     Raises:
-        SglError: a request was refused or aborted.
+        SglError: a request was refused, or the engine gave it up.
     """
     found: dict[int, Embedding] = {}
     async with aclosing(items):
         async for position, item in items:
-            if item.finish_reason is not None and item.finish_reason.kind == "abort":
-                raise SglError("The request was aborted.", code="aborted", status=499)
             found[position] = Embedding(
                 rid=item.rid,
                 data=item.transcript.pooled,

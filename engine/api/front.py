@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from sgl.engine.api.answer import Answer
+from sgl.engine.api.asked import engine_request
 from sgl.engine.api.embed import Embedding, EmbedRequest, Prepared, check_task, collect, prepare
 from sgl.engine.api.ledger import Book, Times
 from sgl.engine.api.limits import Limits, Prompt, bounded_text, check_answers, check_request, fit_prompt
@@ -33,7 +34,6 @@ from sgl.engine.base.config import EngineConfig
 from sgl.engine.base.digest import digest, digest_text
 from sgl.engine.base.errors import EngineDiedError, OverloadedError, SglError
 from sgl.engine.base.interpreter import Interpreter
-from sgl.engine.base.processors import read_processor
 from sgl.engine.base.read_ahead import read_ahead
 from sgl.engine.base.timeline import Timeline, process_start_s
 from sgl.engine.base.types import (
@@ -45,9 +45,7 @@ from sgl.engine.base.types import (
     Output,
     Outputs,
     Reply,
-    Request,
     Stats,
-    Wants,
 )
 from sgl.engine.client import Client, InProcessClient, ProcessClient
 from sgl.engine.client.wire import LOOP
@@ -189,8 +187,14 @@ class AsyncEngine:
             async for _, item in batch:
                 yield item
 
-    async def generate_batch(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[tuple[int, Generation], None]:
-        """As `generate`, for several requests at once: yields (which request, item). One that fails ends all."""
+    async def generate_batch(
+        self, requests: Sequence[GenerateRequest], *, partial: bool = True
+    ) -> AsyncGenerator[tuple[int, Generation], None]:
+        """As `generate`, for several requests at once: yields (which request, item). One that fails ends all.
+
+        Args:
+            partial: whether what there is of an answer that was aborted is an answer, rather than an error.
+        """
         self._bind()
         for request in requests:
             check_task(request, self.info)
@@ -215,7 +219,7 @@ class AsyncEngine:
                     if finish is not None:
                         num_open -= 1
                         self._end_turn(turns[found[0]])
-                        _refuse_failed(finish)
+                        _refuse_failed(finish, partial)
                         found[1].receipt = await self._receipt(requests[found[0]], found[1])
                     yield found
         finally:
@@ -228,7 +232,7 @@ class AsyncEngine:
             SglError: one of them is refused, or the engine gave it up.
         """
         prepared = await self.prepare_embeddings(requests)
-        return await collect(prepared, self.generate_batch(prepared.requests))
+        return await collect(prepared, self.generate_batch(prepared.requests, partial=False))
 
     async def prepare_embeddings(self, requests: Sequence[EmbedRequest]) -> Prepared:
         """What `generate_batch` is to be asked for ``requests``, and answers as `collect` reads it."""
@@ -392,7 +396,8 @@ class AsyncEngine:
             name = rid if request.n == 1 else f"{rid}:{index}"
             interval = self.config.schedule.stream_interval
             after = prompt.token_ids[-NUM_SEEN:]
-            answer = Answer(request, name, index, self.tokenizer, interval, prompt.warnings, after)
+            first = entries[0].answer if entries else None
+            answer = Answer(request, name, index, self.tokenizer, interval, prompt.warnings, after, first)
             if turn is not None:
                 for replaced in self.sessions.commit(turn, rid, prompt.token_ids, answer.token_ids):
                     self._abort(self._active.get(replaced, []))
@@ -402,37 +407,19 @@ class AsyncEngine:
             self.ledgers.open(entry.wire_rid, ledger)
             entries.append(entry)
             self._entries[entry.wire_rid] = entry
-            asked = self._engine_request(entry.wire_rid, request, prompt, (seed + index) % 2**63)
+            asked = engine_request(entry.wire_rid, request, prompt, seed, index, self._eos_ids)
             answer.asked = asked if request.return_receipt else None
             answer.num_updates = self._num_updates
             self._client.send(Add(asked))
             yield entry
 
-    def _engine_request(self, wire_rid: str, request: GenerateRequest, prompt: Prompt, seed: int) -> Request:
-        processor = None
-        if request.custom_logit_processor is not None:
-            processor = read_processor(request.custom_logit_processor, request.custom_params)
-        return Request(
-            rid=wire_rid,
-            token_ids=prompt.token_ids,
-            embeds=prompt.embeds,
-            params=msgspec.structs.replace(
-                request.sampling, max_new_tokens=prompt.max_new_tokens, seed=seed, processor=processor
-            ),
-            wants=_wants(request),
-            eos_ids=self._eos_ids,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            arrival_s=time.monotonic(),
-            pooling=request.pooling,
-        )
-
     def _abort(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if entry.answer.finish is None:
+                had_begun = entry.answer.has_begun
                 self._drop(entry)
                 entry.answer.end(_ABORTED)
-                entry.reader.notify(entry)
+                self._notify(entry, had_begun)
 
     def _drop(self, entry: Entry) -> None:
         """Tells the engine that an answer is not wanted any more."""
@@ -531,7 +518,7 @@ class AsyncEngine:
 
     def _advance(self, entry: Entry, output: Output) -> None:
         """A mistake of ours in one answer must not touch the others."""
-        answer, began_s = entry.answer, time.monotonic()
+        answer, began_s, had_begun = entry.answer, time.monotonic(), entry.answer.has_begun
         answer.num_updates = self._num_updates
         try:
             answer.add(output)
@@ -543,8 +530,14 @@ class AsyncEngine:
             del self._entries[entry.wire_rid]
         elif answer.finish is not None:
             self._drop(entry)
-        if answer.is_due:
-            entry.reader.notify(entry)
+        self._notify(entry, had_begun)
+
+    def _notify(self, entry: Entry, had_begun: bool) -> None:
+        """Tells the reader what is due; with the first answer's beginning also what the others have kept back."""
+        opens = entry.answer.index == 0 and entry.answer.has_begun and not had_begun
+        for one in self._active[entry.rid] if opens else (entry,):
+            if one.answer.is_due:
+                one.reader.notify(one)
 
     def _fail(self, error: EngineDiedError) -> None:
         self.died.set()
@@ -555,22 +548,9 @@ class AsyncEngine:
                 future.set_exception(EngineDiedError(error.message))
 
 
-def _wants(request: GenerateRequest) -> Wants:
-    hidden = request.return_hidden_states
-    if not request.return_logprob:
-        return Wants(hidden=hidden)
-    return Wants(
-        logprobs=True,
-        logprob_start=request.logprob_start_len if request.logprob_start_len >= 0 else None,
-        top_logprobs=request.top_logprobs_num,
-        token_logprob_ids=tuple(request.token_ids_logprob),
-        hidden=hidden,
-    )
-
-
-def _refuse_failed(finish: FinishReason) -> None:
-    """An answer that the engine gave up is an error; one that was aborted on request is not."""
-    if finish.kind == "abort" and finish.status not in (200, _ABORTED.status):
+def _refuse_failed(finish: FinishReason, partial: bool) -> None:
+    """An answer that the engine gave up is an error; one that was aborted on request only if all of it is needed."""
+    if finish.kind == "abort" and not (partial and finish.status == _ABORTED.status):
         code, retryable = finish.code or "internal_error", finish.status >= 500
         param = finish.param or None
         raise SglError(finish.message, code=code, status=finish.status, param=param, retryable=retryable)

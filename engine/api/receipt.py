@@ -23,11 +23,18 @@ OPTIONS = (
     "dtype",
     "quantization",
     "torchao_config",
+    "allow_repack",
+    "exact_activations",
     "json_model_override_args",
     "kv_cache_dtype",
     "device",
     "attention_backend",
     "page_size",
+    "disable_cuda_graph",
+    "enable_torch_compile",
+    "grammar_backend",
+    "constrained_json_whitespace_pattern",
+    "disable_jump_forward",
 )
 """Options of an engine that may change what a model answers; those of scheduling must not."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -12,9 +12,9 @@ from sgl.engine.api.request import GenerateRequest
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar, SamplingParams
 
-_GRAMMARS: tuple[Literal["regex", "json_schema", "ebnf", "structural_tag"], ...] = (
-    *("regex", "json_schema", "ebnf", "structural_tag"),
-)
+GrammarField = Literal["regex", "json_schema", "ebnf", "structural_tag"]
+GRAMMAR_FIELDS: tuple[GrammarField, ...] = get_args(GrammarField)
+"""The fields of requests that hold a grammar, named as its kind is."""
 
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +87,7 @@ def set_sampling(request: GenerateRequest, params: Mapping[str, Any] | None) -> 
 
 
 def _grammar(found: NativeSampling) -> Grammar | None:
-    given = [kind for kind in _GRAMMARS if getattr(found, kind) is not None]
+    given = [kind for kind in GRAMMAR_FIELDS if getattr(found, kind) is not None]
     if len(given) > 1:
         raise SglError("Only one of regex, json_schema, or ebnf can be set.", param=given[1])
     if not given:

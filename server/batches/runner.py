@@ -192,7 +192,7 @@ class Runner:
             except SglError as error:
                 if not error.retryable:
                     raise
-                num_failed += error.status == 500 and error.code != EngineDiedError().code
+                num_failed += error.status == 500 and not isinstance(error, EngineDiedError)
                 if num_failed == _MAX_FAILED:
                     journal.put(unanswered(text.number, line.custom_id, error.code, error.message))
                     return

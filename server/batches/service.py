@@ -104,7 +104,7 @@ class Batches:
 
         config = self._state.engine.config
         routes = [route for route in ROUTES if isinstance(route, GuardedRoute)]
-        dispatch = AppDispatch(routes, self._state.at_priority(_PRIORITY))
+        dispatch = AppDispatch(routes, self._state.for_batches(_PRIORITY))
         thread = await StoreThread.open(lambda: Store(self._root))
         running = config.schedule.max_running_requests or _MAX_RUNNING
         in_flight = max(running - running // _SHARE_OF_OTHERS, 1)

@@ -186,12 +186,11 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except SglError as error:
-        message = error.message
         for name in filter(lambda name: "_" in name, names):  # a field's name for certain, not a word of the sentence
-            message = message.replace(name, names[name])
+            error.message = error.message.replace(name, names[name])
         field = re.split(r"[.\[]", error.param or "", maxsplit=1)[0]
-        param = names.get(field, error.param)
-        raise SglError(message, code=error.code, status=error.status, param=param, retryable=error.retryable) from error
+        error.param = names.get(field, error.param)
+        raise
 
 
 def finish_fields(item: Generation) -> dict[str, Any]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from sgl.engine.api.limits import check_grammar
+from sgl.engine.api.sampling import GRAMMAR_FIELDS, GrammarField
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar
 from sgl.server.openai.protocol import ResponseFormat, SamplingFields
 
 ANY_OBJECT = '{"type":"object"}'
-
-_OWN_FIELDS: tuple[Literal["json_schema", "regex", "ebnf", "structural_tag"], ...] = (
-    *("json_schema", "regex", "ebnf", "structural_tag"),
-)
 
 
 def grammar_of(body: SamplingFields) -> Grammar | None:
@@ -24,7 +21,7 @@ def grammar_of(body: SamplingFields) -> Grammar | None:
     Raises:
         SglError: 400; two grammars are asked for, or one that is too large or says nothing.
     """
-    found = [Grammar(kind, _text(value)) for kind in _OWN_FIELDS if (value := getattr(body, kind))]
+    found = [Grammar(kind, _text(getattr(body, kind))) for kind in _own(body)]
     wanted = _wanted(body.response_format) if body.response_format is not None else None
     if wanted is not None:
         found.append(wanted)
@@ -38,8 +35,12 @@ def grammar_of(body: SamplingFields) -> Grammar | None:
 
 def names_of(body: SamplingFields) -> dict[str, str]:
     """What a request calls the grammar that its ``response_format`` makes."""
-    own = any(getattr(body, kind) for kind in _OWN_FIELDS)
-    return {} if own or body.response_format is None else dict.fromkeys(_OWN_FIELDS, "response_format")
+    return {} if _own(body) or body.response_format is None else dict.fromkeys(GRAMMAR_FIELDS, "response_format")
+
+
+def _own(body: SamplingFields) -> list[GrammarField]:
+    """SGLang's own fields that hold a grammar; an empty schema is one, an empty text is none."""
+    return [kind for kind in GRAMMAR_FIELDS if getattr(body, kind) not in (None, "")]
 
 
 def _wanted(form: ResponseFormat) -> Grammar | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from sgl.engine.api.request import SessionParams
 from sgl.server.body import convert
-from sgl.server.fields import Unsupported, asks, asks_beyond, refuse_unsupported, warn_ignored
+from sgl.server.fields import Unsupported, asks, asks_beyond, refuse_unsupported, warn_ignored, without_empty
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -225,8 +225,6 @@ def unsupported_beside(body: type[msgspec.Struct], harmless: Unsupported, *other
     }
 
 
-_EMPTY_IS_NONE = ("session_params", "custom_logit_processor")
-
 Body = TypeVar("Body", bound=SamplingFields)
 
 
@@ -238,5 +236,4 @@ def parse(raw: dict[str, Any], to: type[Body]) -> tuple[Body, list[str]]:
     """
     known = to.__struct_fields__
     refuse_unsupported(raw, {name: is_asked for name, is_asked in UNSUPPORTED.items() if name not in known})
-    given = {name: value for name, value in raw.items() if value or name not in _EMPTY_IS_NONE}
-    return convert(given, to), warn_ignored(raw, {*known, *UNSUPPORTED})
+    return convert(without_empty(raw), to), warn_ignored(raw, {*known, *UNSUPPORTED})

@@ -13,7 +13,6 @@ from sgl.engine.base.types import TokenLogprob
 from sgl.engine.text.detokenize import Detokenizer
 from sgl.engine.text.parsers import Content, Event, OutputParser
 from sgl.engine.text.tokenizer import Tokenizer
-from sgl.server.errors import raise_if_aborted
 from sgl.server.openai.conversation import Conversation
 from sgl.server.state import ServerState
 
@@ -53,10 +52,9 @@ async def read_turn(state: ServerState, conversation: Conversation) -> AsyncGene
     if request.return_logprob:
         request.stream = True  # to align a long answer at once would keep others waiting
         aligned = _Aligned(parser, tokenizer.detokenizer(request.skip_special_tokens))
-    async with aclosing(state.generate([request])) as items:
+    async with aclosing(state.generate([request], partial=False)) as items:
         async for _, item in items:
             finish = item.finish_reason
-            raise_if_aborted(finish)
             found = aligned.push(item) if aligned else list(map(Found, parser.push(item.delta)))
             if finish is None:
                 yield Step(item, found)

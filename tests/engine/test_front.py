@@ -12,9 +12,10 @@ import pytest
 
 from sgl.engine.api import AsyncEngine, GenerateRequest, Generation
 from sgl.engine.base.errors import EngineDiedError, ModelError, OverloadedError, SglError
-from sgl.engine.base.types import SamplingParams
+from sgl.engine.base.types import FinishReason, Output, Outputs, SamplingParams, TokenLogprob
 from tests.engine.fake_loop import CRASH_ID, REFUSED_ID, VOCAB
 from tests.engine.front import checkpoint, collect, config, greedy, running, with_engine
+from tests.server.fake import EchoClient, make_config, make_engine
 
 TEXT = "Hello world 😀 naïve!"
 
@@ -284,6 +285,57 @@ def test_batches_keep_their_positions(path: Path) -> None:
         assert sorted(got) == [(i, n, [50 + i] * (i + 1)) for i in range(5) for n in range(2)]
 
     with_engine(path, use)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ends", ["answered", "aborted"])
+def test_logprobs_of_a_prompt_are_computed_once_for_all_answers(stream: bool, ends: str) -> None:
+    """Those that come before the first answer, whose step brings them, wait for it."""
+    known = [TokenLogprob(5, None), TokenLogprob(6, -0.5)]
+
+    async def use(engine: AsyncEngine, client: EchoClient) -> None:
+        client.limit = lambda: 0  # what comes is delivered below
+        request = GenerateRequest(
+            rid="r", input_ids=[5, 6], n=3, sampling=greedy(1), return_logprob=True, logprob_start_len=0, stream=stream
+        )
+        found: list[Generation] = []
+
+        async def read() -> None:
+            async for item in engine.generate(request):
+                found.append(item)
+
+        reading = asyncio.create_task(read())
+        while len(client.received) < 3:
+            await asyncio.sleep(0.001)
+        assert [asked.wants.logprob_start for asked in client.received] == [0, None, None]
+        first, *others = [asked.rid for asked in client.received]
+        for rid in others:
+            engine._deliver(Outputs([output(rid)]))
+        await asyncio.sleep(0.01)
+        assert not found
+        if ends == "answered":
+            engine._deliver(Outputs([output(first, prompt_logprobs=known)]))
+        else:
+            await engine.abort("r")
+        await reading
+        kinds = {item.index: item.finish_reason.kind for item in found if item.finish_reason}
+        assert kinds == {0: "length" if ends == "answered" else "abort", 1: "length", 2: "length"}
+        expected = known if ends == "answered" else []
+        assert [item.input_logprobs for item in found] == [expected] * 3
+        assert [item.transcript.prompt_logprobs for item in found] == [expected] * 3
+
+    def output(rid: str, **fields: Any) -> Output:
+        return Output(rid=rid, token_ids=[7], finish=FinishReason(kind="length"), prompt_tokens=2, **fields)
+
+    async def main() -> None:
+        engine, client = make_engine(make_config())
+        try:
+            async with asyncio.timeout(60):
+                await use(engine, client)
+        finally:
+            await engine.shutdown()
+
+    asyncio.run(main())
 
 
 def test_long_texts_are_tokenized_beside_the_loop(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

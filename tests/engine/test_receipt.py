@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 import sgl
+from sgl.engine import assembly
+from sgl.engine.api.receipt import OPTIONS as TOLD
 from sgl.engine.api.receipt import Maker, differences, read_receipts
 from sgl.engine.base.digest import digest
 from sgl.engine.base.errors import SglError
@@ -110,6 +112,11 @@ def test_differences_are_told_by_name() -> None:
         "option dtype was bfloat16 and is float32",
         "kernel x was cpu and is reference",
     ]
+
+
+def test_what_decides_how_a_model_computes_is_told() -> None:
+    path = {"quantization_param_path"}  # of a file that is checked and not needed
+    assert {*assembly._FORMATS, *assembly._CHOICES} - path <= set(TOLD)
 
 
 def test_files_are_read_again_only_if_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

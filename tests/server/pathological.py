@@ -1,8 +1,9 @@
 """What grammars made to do harm add to gaps of another stream: ``python -m tests.server.pathological ROUNDS``.
 
 A request with such a grammar is sent in a window of its own, and beside it, in turns before and after, lies a window of
-the same length in which nothing is asked. What the machine does to a stream by itself it does in both kinds; time that
-the machine below took away (steal) is subtracted from every gap.
+the same length in which the same bytes are sent to a path that there is nothing at. What the machine and the sender of
+ten megabytes do to a stream they do in both kinds; time that the machine below took away (steal) is subtracted from
+every gap.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ Gap = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Window:
-    """A request and the quiet time of the same length beside it."""
+    """A request, and beside it a time of the same length in which its bytes were sent to nobody."""
 
     name: str
     status: int
     asked: tuple[float, float]
-    quiet: tuple[float, float]
+    control: tuple[float, float]
 
     @property
     def answer_s(self) -> float:
@@ -94,25 +95,28 @@ def gap_s(gap: Gap) -> float:
 
 
 def ask(url: str, rounds: int, pause_s: float = 0.1) -> list[Window]:
-    """Sends every grammar once a round; the quiet window comes after it in even rounds, and before it in odd ones."""
+    """Sends every grammar once a round; the control comes after it in even rounds, and before it in odd ones."""
     found: list[Window] = []
     with httpx.Client(timeout=60) as client:
         for number in range(rounds):
             for name, grammar in grammars(number).items():
                 content = json.dumps({"text": "x", "sampling_params": {"max_new_tokens": 8, **grammar}}).encode()
                 known_s = next((one.answer_s for one in reversed(found) if one.name == name), 0.2)
-                before = _rest(known_s + pause_s) if number % 2 else None
+                before = _send(client, url, content, known_s) if number % 2 else None
                 begin_s = time.perf_counter()
                 status = client.post(f"{url}/generate", content=content).status_code
                 asked = begin_s, time.perf_counter() + pause_s  # what comes late is its own
                 time.sleep(pause_s)
-                found.append(Window(name, status, asked, before or _rest(asked[1] - asked[0])))
+                control = before or _send(client, url, content, asked[1] - asked[0])
+                found.append(Window(name, status, asked, control))
     return found
 
 
-def _rest(length_s: float) -> tuple[float, float]:
+def _send(client: httpx.Client, url: str, content: bytes, length_s: float) -> tuple[float, float]:
+    """The time in which a body was sent to nobody, at least as long as said."""
     begin_s = time.perf_counter()
-    time.sleep(length_s)
+    client.post(f"{url}/nobody", content=content)
+    time.sleep(max(begin_s + length_s - time.perf_counter(), 0))
     return begin_s, time.perf_counter()
 
 
@@ -130,16 +134,16 @@ def served(*options: str) -> Iterator[str]:
 
 def report(windows: Sequence[Window], gaps: Sequence[Gap]) -> str:
     """Longest gaps by grammar, the differences with an interval, and how often either kind went over the bound."""
-    lines = [f"{'longest gap, ms':36} {'answer s':>8} {'beside it':>10} {'quiet':>8}"]
+    lines = [f"{'longest gap, ms':36} {'answer s':>8} {'beside it':>10} {'control':>8}"]
     for name in dict.fromkeys(window.name for window in windows):
         own = [window for window in windows if window.name == name]
-        beside, quiet = (
+        beside, control = (
             [1e3 * longest_s(gaps, span) for span in spans]
-            for spans in ([window.asked for window in own], [window.quiet for window in own])
+            for spans in ([window.asked for window in own], [window.control for window in own])
         )
         slowest_s = max(window.answer_s for window in own)
-        lines.append(f"{name:36} {slowest_s:8.2f} {max(beside):10.1f} {max(quiet):8.1f}")
-    added = [longest_s(gaps, w.asked) - longest_s(gaps, w.quiet) for w in windows]
+        lines.append(f"{name:36} {slowest_s:8.2f} {max(beside):10.1f} {max(control):8.1f}")
+    added = [longest_s(gaps, w.asked) - longest_s(gaps, w.control) for w in windows]
     found = interval_of_median(added)
     between = f"{1e3 * found.low:+.1f} to {1e3 * found.high:+.1f}" if found else "too few"
     median = sorted(added)[len(added) // 2]
@@ -148,7 +152,7 @@ def report(windows: Sequence[Window], gaps: Sequence[Gap]) -> str:
     lines.append(
         f"pairs in which it was longer by more than {1e3 * BOUND_S:.0f} ms: {over}; shorter by as much: {under}"
     )
-    for title, spans in (("beside", [w.asked for w in windows]), ("quiet", [w.quiet for w in windows])):
+    for title, spans in (("beside", [w.asked for w in windows]), ("control", [w.control for w in windows])):
         inside = sorted(gap_s(gap) for gap in gaps if any(a < gap[1] and gap[0] < b for a, b in spans))
         shares = [inside[min(int(len(inside) * share), len(inside) - 1)] for share in (0.5, 0.99, 0.999)]
         shown = ", ".join(f"{1e3 * value:.1f}" for value in (*shares, inside[-1]))

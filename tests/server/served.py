@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 from starlette.types import Message, Receive, Scope, Send
 
-from sgl.server.app import create_app
+from sgl.server.app import build_app
+from sgl.server.state import ServerState
 from tests.server.fake import make_config, make_engine
 
 
@@ -26,7 +27,9 @@ class Served:
         self._runner = asyncio.Runner()
         config = make_config(**options)
         self.engine, self.client = make_engine(config, delay_s)
-        self.app = create_app(self.engine, config)
+        state = ServerState(config)
+        state.start(self.engine)
+        self.app = build_app(state)
         self.has_answered = threading.Event()
         transport = httpx.ASGITransport(self._watched, raise_app_exceptions=True)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)

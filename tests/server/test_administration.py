@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sgl.server.auth import Level
@@ -113,6 +116,32 @@ def test_a_request_is_ended_by_its_name() -> None:
         for thread in threads:
             thread.join()
         assert all(b'"type":"abort"' in text for text in found.values())
+
+
+def test_where_all_of_an_answer_is_needed_its_end_is_an_error() -> None:
+    with live(serve_api_key="key", observe_enable_metrics=True) as server:
+        server.client.limit = lambda: 0
+        http = httpx.Client(base_url=server.url, headers=bearer("key"), timeout=60)
+        found: list[httpx.Response] = []
+        body = {"query": "a", "items": ["b", "c"], "label_token_ids": [1]}
+        thread = threading.Thread(target=lambda: found.append(http.post("/v1/score", json=body)))
+        thread.start()
+        line = {"custom_id": "a", "method": "POST", "url": "/generate", "body": {"text": "x"}}
+        upload = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", json.dumps(line))})
+        asked = {"input_file_id": upload.json()["id"], "endpoint": "/generate", "completion_window": "24h"}
+        path = f"/v1/batches/{http.post('/v1/batches', json=asked).json()['id']}"
+        until(lambda: len(server.client.running) == 3)
+        assert http.post("/abort_request", json={"abort_all": True}).status_code == 200
+        thread.join()
+        assert (found[0].status_code, found[0].json()["error"]["code"]) == (499, "aborted")
+        until(lambda: http.get(path).json()["status"] == "completed")
+        batch = http.get(path).json()
+        assert batch["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+        failed = json.loads(http.get(f"/v1/files/{batch['error_file_id']}/content").text)
+        assert failed["response"]["status_code"] == 499
+        assert failed["response"]["body"]["error"]["message"] == "The request was aborted."
+        assert re.search(r'num_aborted_requests_total\{.*reason="request"\} 3\.0', http.get("/metrics").text)
+        http.close()
 
 
 def test_ending_everything_needs_the_admin_key(serve: Serve) -> None:

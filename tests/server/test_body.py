@@ -19,7 +19,15 @@ from starlette.types import Message, Scope
 
 from sgl.engine.base.errors import SglError
 from sgl.server import body
-from sgl.server.body import MAX_CONTAINERS, MAX_NESTING, MAX_STRINGS, BodyLimit, convert, read_object
+from sgl.server.body import (
+    MAX_CONTAINERS,
+    MAX_NESTING,
+    MAX_OTHER_BYTES,
+    MAX_STRINGS,
+    BodyLimit,
+    convert,
+    read_object,
+)
 from sgl.server.envelope import Envelope
 from sgl.server.errors import JsonResponse
 
@@ -233,8 +241,41 @@ def test_a_large_body_is_decoded_beside_the_event_loop(monkeypatch: pytest.Monke
         return await read_object(_request(content))
 
     monkeypatch.setattr(body, "_decode", waiting)
-    content = b'{"a": "' + b"x" * (2 << 20) + b'"}'
-    assert len(asyncio.run(read())["a"]) == 2 << 20
+    content = b'{"text": "' + b"x" * (2 << 20) + b'"}'
+    assert len(asyncio.run(read())["text"]) == 2 << 20
+
+
+_LONG = b'"' + b"x" * MAX_OTHER_BYTES + b'"'
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b'{"regex":' + _LONG + b"}", "regex"),
+        (b'{"text":' + _LONG + b',"sampling_params":{"json_schema":{"title":' + _LONG + b"}}}", "sampling_params"),
+        (b'{"regex":' + _LONG + b',"regex":""}', "regex"),
+        (b'{"text":' + _LONG + b',"text":""}', None),
+        (b'{"text":""' + b" " * MAX_OTHER_BYTES + b"}", None),
+    ],
+    ids=["grammar", "within", "hidden", "hidden text", "blanks"],
+)
+def test_what_is_large_and_no_prompt_is_not_decoded(
+    content: bytes, param: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "_outside", lambda content: pytest.fail("looked at"))
+    with pytest.raises(SglError, match=f"at most {MAX_OTHER_BYTES} bytes together") as refused:
+        asyncio.run(read_object(_request(content)))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 2**20, b'{"regex":' + _LONG, b"[" + _LONG + b"]"],
+    ids=["brackets", "cut", "array"],
+)
+def test_what_is_large_and_no_object_is_refused_as_such(content: bytes) -> None:
+    with pytest.raises(SglError, match=r"arrays and objects|ends too early|must be a JSON object"):
+        asyncio.run(read_object(_request(content)))
 
 
 def test_brackets_and_quotes_within_strings_do_not_count() -> None:

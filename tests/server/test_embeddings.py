@@ -21,7 +21,6 @@ import sgl
 from sgl.engine.api import AsyncEngine
 from sgl.engine.base import sources
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import FinishReason
 from sgl.server import rerank
 from tests.models.checkpoints import VOCAB_SIZE, frame_tokenizer, make_checkpoint
 from tests.server import bad_input
@@ -243,26 +242,11 @@ def test_label_tokens_are_scored_by_a_model_that_generates(
         assert scores == pytest.approx(wanted.tolist(), rel=1e-4)
 
 
-def test_label_scores_that_are_aborted_are_an_error(servers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = servers("llama")
-    generate = server.state.generate
-
-    async def aborted(requests: Any) -> Any:
-        async for position, item in generate(requests):
-            item.finish_reason = FinishReason(kind="abort", message="Gone.", status=499, code="aborted")
-            item.output_logprobs = []
-            yield position, item
-
-    monkeypatch.setattr(server.state, "generate", aborted)
-    body = {"query": "a", "items": ["b"], "label_token_ids": [1]}
-    assert refusal(server, "/v1/score", body, 499)["code"] == "aborted"
-
-
 @pytest.mark.parametrize("retryable", [False, True])
 def test_label_scores_say_whether_to_try_again(retryable: bool, servers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server = servers("llama")
 
-    async def refused(requests: Any) -> Any:
+    async def refused(requests: Any, **options: Any) -> Any:
         raise SglError("Full.", code="server_overloaded", status=503, retryable=retryable)
         yield
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sgl.engine.base.types import Grammar
 from tests.server.conftest import Serve
 from tests.server.fake import CONTEXT_LEN, EOS, logprob_of
 from tests.server.scripted import die_in_a_stream
@@ -212,6 +213,16 @@ def test_harmless_values_of_unsupported_fields_pass(served: Served) -> None:
     outputs = served.answer(PATH, body)
     assert [o["text"] for o in outputs] == ["a", "b"]
     assert all("warnings" not in o["meta_info"] for o in outputs)
+
+
+def test_an_empty_schema_is_a_schema_and_an_empty_object_no_processor(served: Served) -> None:
+    served.answer(PATH, {"text": "a", "sampling_params": {"json_schema": {}}})
+    assert served.client.received[-1].params.grammar == Grammar("json_schema", "{}")
+    error = served.refusal(PATH, {"text": "a", "custom_logit_processor": {}})
+    assert (error["param"], error["code"]) == ("custom_logit_processor", "invalid_type")
+    served.answer("/v1/completions", {"prompt": "a", "json_schema": {}})
+    assert served.client.received[-1].params.grammar == Grammar("json_schema", "{}")
+    assert served.refusal("/v1/completions", {"prompt": "a", "session_params": []})["param"] == "session_params"
 
 
 def test_fields_without_effect_are_named(served: Served) -> None:

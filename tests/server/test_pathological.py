@@ -24,9 +24,9 @@ def test_a_report_is_of_differences() -> None:
     """Requests that add 60 ms to a machine whose own gaps are 100 ms in every window."""
     gaps, windows = [], []
     for i in range(8):
-        asked, quiet = (2.0 * i, 2.0 * i + 1), (2.0 * i + 1, 2.0 * i + 2)
-        gaps += [(asked[0] + 0.2, asked[0] + 0.36, 0.0), (quiet[0] + 0.2, quiet[0] + 0.3, 0.0)]
-        windows.append(Window("one", 400, asked, quiet))
+        asked, control = (2.0 * i, 2.0 * i + 1), (2.0 * i + 1, 2.0 * i + 2)
+        gaps += [(asked[0] + 0.2, asked[0] + 0.36, 0.0), (control[0] + 0.2, control[0] + 0.3, 0.0)]
+        windows.append(Window("one", 400, asked, control))
     told = report(windows, gaps)
     assert "median of 8 pairs: +60.0 ms (+60.0 to +60.0)" in told
     assert "longer by more than 50 ms: 8; shorter by as much: 0" in told
