@@ -72,9 +72,7 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     timeline.mark("engine process")
     arena = _arena(config)  # before the imports: its memory is faulted in beside them
     from sgl.engine.base.machine import detect
-    from sgl.engine.base.shortage import memory_for
     from sgl.engine.models.fit import fitted
-    from sgl.engine.runtime.capture import graph_options
     from sgl.engine.runtime.weights import Source
 
     recorder = FileRecorder(Path(config.observe.record_plans)) if config.observe.record_plans else NullRecorder()
@@ -82,43 +80,15 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
     machine = detect(config.model.device)
     device, kernels = _open(config)
     timeline.mark("kernels")
-    rehearsal = _rehearse(config, device, kernels)
-    with memory_for("weights", device, "take a smaller model, or --quantization int8, int4 or fp8"):
-        model, hf_config, model_dir = _load(config, device, kernels, arena)
+    model, hf_config, model_dir = _first_load(config, device, kernels, arena, timeline)
     config = fitted(config, model.spec)
-    timeline.mark("weights")
-    if rehearsal is not None:
-        rehearsal.join()
-        timeline.mark("kernels compiled")
-    graphs = graph_options(config, step_tokens(config)) if device.is_async else None
-    free_bytes = device.memory().free_bytes
-    with memory_for("attention workspace", device, "take --attention-backend triton, or a smaller model"):
-        backend = _backend(config, device, model, kernels)
-    budget = _solve(config, machine, device, model, graphs, free_bytes)
-    schedule = scheduler_config(config, budget)
-    with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
-        executor = _executor(config, device, kernels, model, backend, schedule, graphs)
-    timeline.mark("KV cache")
-    if device.is_async:  # what it runs is compiled on first use
-        executor.warm_up()
-        timeline.mark("warm-up")
+    executor, schedule, budget = _execution(config, machine, device, kernels, model, timeline)
     source = Source.of(config.model.model_path, config.model.load_format, model_dir)
     canary = _canary(config, device, kernels, model, schedule, executor)
     canary.check(source)
     timeline.mark("canary")
     scheduler = Scheduler(schedule, _grammars(config, model, lambda: scheduler.num_steps))
     profiler = _profiler(device, machine, model, scheduler)
-    if config.serve.enable_custom_logit_processor:
-        logger.info("Logit processors: %s.", ", ".join(known_processors()))
-    logger.info(
-        "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, "
-        "context_len=%d",
-        budget.max_total_tokens,
-        schedule.max_step_tokens,
-        config.schedule.max_prefill_tokens,
-        schedule.max_running,
-        schedule.max_len,
-    )
     return EngineLoop(
         scheduler,
         executor,
@@ -140,11 +110,68 @@ def build_loop(config: EngineConfig, inbox: Inbox, outbox: Outbox) -> EngineLoop
             "stop_profile": profiler.stop,
             "profile_status": profiler.status,
         },
-        check=_checker(model.vocab_size),
+        check=_checker(config, model.vocab_size),
         watch=profiler,
         tells_steps=config.observe.request_ledger_size > 0,
         prepare=executor.prepare,
     )
+
+
+def _first_load(
+    config: EngineConfig, device: Device, kernels: Kernels, arena: Arena | None, timeline: Timeline
+) -> tuple[Model, dict[str, Any], Path]:
+    """As `_load`, while what the model will run is compiled beside it."""
+    from sgl.engine.base.shortage import memory_for
+
+    rehearsal = _rehearse(config, device, kernels)
+    with memory_for("weights", device, "take a smaller model, or --quantization int8, int4 or fp8"):
+        loaded = _load(config, device, kernels, arena)
+    timeline.mark("weights")
+    if rehearsal is not None:
+        rehearsal.join()
+        timeline.mark("kernels compiled")
+    return loaded
+
+
+def _execution(
+    config: EngineConfig, machine: Machine, device: Device, kernels: Kernels, model: Model, timeline: Timeline
+) -> tuple[TorchExecutor, SchedulerConfig, Budget]:
+    """What runs the model in the memory that its weights have left, and how that was divided."""
+    from sgl.engine.base.shortage import memory_for
+    from sgl.engine.runtime.capture import graph_options
+
+    graphs = graph_options(config, step_tokens(config)) if device.is_async else None
+    free_bytes = device.memory().free_bytes
+    with memory_for("attention workspace", device, "take --attention-backend triton, or a smaller model"):
+        backend = _backend(config, device, model, kernels)
+    budget = _solve(config, machine, device, model, backend, graphs, free_bytes)
+    schedule = scheduler_config(config, budget)
+    logger.info(
+        "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, "
+        "context_len=%d",
+        budget.max_total_tokens,
+        schedule.max_step_tokens,
+        config.schedule.max_prefill_tokens,
+        schedule.max_running,
+        schedule.max_len,
+    )
+    with memory_for("KV cache", device, "lower --mem-fraction-static or --max-total-tokens"):
+        executor = _executor(
+            device,
+            kernels,
+            model,
+            backend,
+            num_slots=schedule.max_running,
+            max_len=schedule.max_len,
+            num_pages=schedule.num_pages,
+            page_size=schedule.page_size,
+            graphs=graphs,
+        )
+    timeline.mark("KV cache")
+    if device.is_async:  # what it runs is compiled on first use
+        executor.warm_up()
+        timeline.mark("warm-up")
+    return executor, schedule, budget
 
 
 def _solve(
@@ -152,38 +179,40 @@ def _solve(
     machine: Machine,
     device: Device,
     model: Model,
+    backend: AttentionBackend[Any],
     graphs: GraphOptions | None,
     free_after_bytes: int,
 ) -> Budget:
     """What the memory is divided into, now that the weights are there, behind which so much was free."""
-    from sgl.engine.attn.backend import SPLIT_BYTES
     from sgl.engine.base.budget import solve
     from sgl.engine.runtime.capture import capture_bytes
     from sgl.engine.runtime.kv import kv_bytes_per_page
 
-    has_parts = device.is_async and any(spec.is_latent for spec in model.kv_specs)
-    parts_bytes = SPLIT_BYTES if has_parts else 0  # of others they are few
+    traits = backend.traits
     max_running = config.schedule.max_running_requests or 1
     return solve(
         config,
         machine,
         weight_bytes=model.weight_bytes,
         kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
-        activation_bytes=model.activation_bytes(step_tokens(config), max_running) + parts_bytes,
-        graph_bytes=capture_bytes(graphs, model.activation_bytes, parts_bytes),
+        activation_bytes=model.activation_bytes(step_tokens(config), max_running) + traits.step_bytes,
+        graph_bytes=capture_bytes(graphs, model.activation_bytes, traits.step_bytes, traits.graph_bytes),
         workspace_bytes=max(free_after_bytes - device.memory().free_bytes, 0) if device.is_async else 0,
         free_after_bytes=free_after_bytes if device.is_async else None,
     )
 
 
 def _executor(
-    config: EngineConfig,
     device: Device,
     kernels: Kernels,
     model: Model,
     backend: AttentionBackend[Any],
-    schedule: SchedulerConfig,
-    graphs: GraphOptions | None,
+    *,
+    num_slots: int,
+    max_len: int,
+    num_pages: int,
+    page_size: int,
+    graphs: GraphOptions | None = None,
 ) -> TorchExecutor:
     """The model on its device, with the memory of its requests."""
     from sgl.engine.runtime.executor import TorchExecutor
@@ -193,10 +222,10 @@ def _executor(
         model,
         backend,
         device,
-        num_slots=schedule.max_running,
-        max_len=schedule.max_len,
-        num_pages=schedule.num_pages,
-        page_size=config.cache.page_size,
+        num_slots=num_slots,
+        max_len=max_len,
+        num_pages=num_pages,
+        page_size=page_size,
         graphs=graphs,
         sampling=SamplingOps.of(kernels),
         locate=kernels["decode.locate"],
@@ -358,8 +387,10 @@ def _operations(
     }
 
 
-def _checker(vocab_size: int) -> Callable[[Request], None]:
+def _checker(config: EngineConfig, vocab_size: int) -> Callable[[Request], None]:
     """What can be said about a request only where the logit processors are."""
+    if config.serve.enable_custom_logit_processor:
+        logger.info("Logit processors: %s.", ", ".join(known_processors()))
 
     def check(request: Request) -> None:
         if request.params.processor is not None:
@@ -370,9 +401,7 @@ def _checker(vocab_size: int) -> Callable[[Request], None]:
 
 def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehearsal | None:
     """Compiles beside the loader what the model will need, where that takes time and there is memory for both."""
-    from sgl.engine.runtime.executor import TorchExecutor
     from sgl.engine.runtime.rehearsal import Rehearsal
-    from sgl.engine.runtime.sampler import SamplingOps
     from sgl.engine.runtime.warmup import LONGEST
 
     files = Path(config.model.model_path).expanduser().glob("*.safetensors")
@@ -384,18 +413,15 @@ def _rehearse(config: EngineConfig, device: Device, kernels: Kernels) -> Rehears
     def make() -> TorchExecutor:
         model = _load(small, device, kernels, None, is_rehearsal=True)[0]
         page_size = config.cache.page_size
-        return TorchExecutor(
+        return _executor(
+            device,
+            kernels,
             model,
             _backend(config, device, model, kernels),
-            device,
             num_slots=2,
             max_len=min(2 * LONGEST, model.spec.max_positions),
             num_pages=1 + 2 * LONGEST // page_size,
             page_size=page_size,
-            sampling=SamplingOps.of(kernels),
-            locate=kernels["decode.locate"],
-            commit=kernels["decode.commit"],
-            refill=kernels["decode.refill"],
         )
 
     return Rehearsal(make, device)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.kernels.ops.attention import Rules
 
 Meta = TypeVar("Meta")
 
@@ -14,17 +16,25 @@ SPLIT_BYTES = 256 << 20
 """What may be kept at once of the splits of a decode until they are merged: of latents it is megabytes for a token."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a backend asks of its surroundings."""
+
+    native_pages: bool = False  # pages are in the order of kernels/cpu: layers joined to one native call read them
+    plans_on_host: bool = False  # `AttentionBackend.plan` wants the batch's ``host``
+    step_bytes: int = 0  # of device memory that it takes at once in a step, beside what it returns
+    graph_bytes: int = 0  # of device memory that it keeps for every captured graph
+
+
 class AttentionBackend(Protocol[Meta]):
     """Stores and attends. Within a layer `store` runs for all rows before `run`: one row may read a page that another
     row of the same step writes. On a GPU no method waits for the device.
 
     Attributes:
-        native_pages: whether pages are in the order of kernels/cpu, so that layers joined to one native call read them.
-        plans_on_host: whether `plan` wants the batch's ``host_seq_lens``.
+        traits: what those must know who put it to use.
     """
 
-    native_pages: bool
-    plans_on_host: bool
+    traits: Traits
 
     def plan(self, batch: ForwardBatch) -> Meta:
         """What all layers of a step share (indices, masks), computed once per step."""
@@ -35,23 +45,9 @@ class AttentionBackend(Protocol[Meta]):
         of which v is a part."""
         ...
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: Meta,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, q: Tensor, kv: KVLayer, meta: Meta, rules: Rules) -> Tensor:
         """Causal attention of q ``[T, H, D]`` over each row's cached tokens; returns a new ``[T, H, Dv]``, as wide as
-        the layer's values.
-
-        A query at position p sees the positions ``max(0, p - window + 1) .. p``; window None means all up to p.
-        With a softcap a score becomes ``softcap * tanh(score / softcap)``. Sinks, float32 ``[H]``, are the scores of
-        one more key per head, which every query sees and which has no value.
-        """
+        the layer's values."""
         ...
 
     def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
@@ -78,8 +74,7 @@ class Captured(Generic[Meta]):
     """A `GraphBackend` for backends that read all they need from the batch's tensors: nothing is left to replan."""
 
     def __init__(self, backend: AttentionBackend[Meta], meta: Meta) -> None:
-        self.native_pages = backend.native_pages
-        self.plans_on_host = backend.plans_on_host
+        self.traits = backend.traits
         self._backend = backend
         self._meta = meta
 
@@ -89,17 +84,8 @@ class Captured(Generic[Meta]):
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
         self._backend.store(k, v, kv, meta)
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: Meta,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        return self._backend.run(q, kv, meta, scale, window, softcap, sinks)
+    def run(self, q: Tensor, kv: KVLayer, meta: Meta, rules: Rules) -> Tensor:
+        return self._backend.run(q, kv, meta, rules)
 
     def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[Meta] | None:
         raise AssertionError("a graph has its buffers")

@@ -19,6 +19,15 @@ Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class HostRows:
+    """What the host knows of a step's rows, for backends that plan there; read before the next plan is applied."""
+
+    seq_lens: np.ndarray  # int64 [B], as `ForwardBatch.seq_lens`
+    slots: np.ndarray  # int64 [B]
+    pages: tuple[np.ndarray, ...]  # per KV group: int32 [num_slots, max_pages], the page tables of all slots
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """One step: ``T`` tokens of ``B`` rows, row after row; all tensors are on the model's device.
 
@@ -36,8 +45,7 @@ class ForwardBatch:
     q_lens: tuple[int, ...]  # tokens of each row in this step, known to the host from the plan
     token_types: Tensor | None = None  # int64 [T], the segment that each token is in; None: all in the first
     embeds: tuple[Tensor, Tensor] | None = None  # int64 [N] of the T positions, and the [N, H] that they embed to
-    # int64 [B], for backends that plan on the host; None: none does, or only the device knows (drafts are out)
-    host_seq_lens: np.ndarray | None = None
+    host: HostRows | None = None  # None: no backend plans there, or only the device knows (drafts are out)
 
 
 @dataclass(frozen=True, slots=True)

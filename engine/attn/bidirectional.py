@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sgl.engine.attn.backend import GraphBackend
+from sgl.engine.attn.backend import GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.kernels.ops.attention import Rules
 
 
 class Sequences:
@@ -24,8 +25,7 @@ class Sequences:
 class BidirectionalBackend:
     """See `AttentionBackend`; of its axes it has the scale only. `store` keeps a layer's keys for the next `run`."""
 
-    native_pages = False
-    plans_on_host = False
+    traits = Traits()
 
     def plan(self, batch: ForwardBatch) -> Sequences:
         return Sequences(batch)
@@ -33,23 +33,14 @@ class BidirectionalBackend:
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Sequences) -> None:
         meta.k, meta.v = k, v
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: Sequences,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        assert window is None and softcap is None and sinks is None, "encoders have none of these"
+    def run(self, q: Tensor, kv: KVLayer, meta: Sequences, rules: Rules) -> Tensor:
+        assert rules == Rules(rules.scale), "encoders have none of the others"
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         start = 0
         for length in meta.q_lens:
             part = slice(start, start + length)
             one_q, k, v = (x[part].transpose(0, 1)[None] for x in (q, meta.k, meta.v))  # [1, heads, n, D]
-            attended = scaled_dot_product_attention(one_q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+            attended = scaled_dot_product_attention(one_q, k, v, scale=rules.scale, enable_gqa=q.shape[1] != k.shape[1])
             out[part] = attended[0].transpose(0, 1)
             start = part.stop
         return out

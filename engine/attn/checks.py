@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from sgl.engine.attn.backend import AttentionBackend
-from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
+from sgl.engine.attn.batch import ForwardBatch, HostRows, KVLayer, KVSpec
 from sgl.engine.attn.choice import CANDIDATES, Wanted
 from sgl.engine.attn.torch_native import rounded
 from sgl.engine.base.device import Device, open_device
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.registry import bind, dtype_name
 
 # Relative to the largest value of the answer: a few units in the last place of each dtype.
@@ -72,6 +73,8 @@ CASES = (
     Case("rows without tokens", [0, 1, 0, 30], [10, 20, 0, 3]),
     Case("decode, a prefix in common", [1] * 5, [600, 530, 20, 700, 512], kv_heads=4, shared=512),
     Case("verification, a prefix in common", [3, 2, 30], [300, 290, 280], heads=2, kv_heads=1, shared=272, sinks=True),
+    Case("mixed, a prefix in common", [1, 20, 1, 1, 5], [40, 50, 60, 3, 48], page_size=8, shared=40),
+    Case("latents, a prefix in common", [1, 1, 1], [50, 70, 49], heads=2, kv_heads=1, dim=48, latent_dim=32, shared=48),
     Case("a group that no tile has room for", [1, 9], [30, 4], heads=144, dim=256),
     Case("latents, decode", [1, 1], [40, 300], heads=4, kv_heads=1, dim=80, latent_dim=64),
     Case("latents, decode, odd sizes", [1, 1], [31, 270], heads=20, kv_heads=1, dim=60, page_size=3, latent_dim=40),
@@ -92,6 +95,8 @@ LARGE_CASES = (
     Case("long prefill", [2048, 777], [0, 4000], heads=32, kv_heads=8, dim=128),
     Case("long prefill, window", [3000], [1000], heads=8, kv_heads=4, dim=256, window=1024, softcap=50.0),
     Case("a long prefix in common", [1] * 32, list(range(4096, 6144, 64)), heads=32, kv_heads=8, dim=128, shared=4096),
+    Case("a long prefix, mixed", [1] * 32 + [40, 3], [4200] * 34, heads=32, kv_heads=8, dim=128, shared=4096),
+    Case("a long prefix, latents", [1] * 64, [4200] * 64, heads=16, kv_heads=1, dim=576, latent_dim=512, shared=4096),
     Case("long decode, latents", [1] * 4, [8191, 40000, 3, 16384], heads=128, kv_heads=1, dim=576, latent_dim=512),
     Case("large batch, latents", [1] * 64, list(range(64, 2112, 32)), heads=16, kv_heads=1, dim=576, latent_dim=512),
     Case("long prefill, latents", [1024, 333], [0, 2000], heads=128, kv_heads=1, dim=576, latent_dim=512),
@@ -113,13 +118,13 @@ class Scene:
     batch: ForwardBatch
 
     @property
-    def rules(self) -> tuple[Any, ...]:
-        return self.case.dim**-0.5, self.case.window, self.case.softcap, self.sinks
+    def rules(self) -> Rules:
+        return Rules(self.case.dim**-0.5, self.case.window, self.case.softcap, self.sinks)
 
     def run(self, backend: AttentionBackend[Any]) -> Tensor:
         meta = backend.plan(self.batch)
         backend.store(self.k, self.v, self.kv, meta)
-        return backend.run(self.q, self.kv, meta, *self.rules)
+        return backend.run(self.q, self.kv, meta, self.rules)
 
     def alone(self, row: int) -> Scene:
         """One row in a step of its own, over the same cache."""
@@ -138,19 +143,19 @@ class Scene:
         return torch.cat([self._row(*row) for row in rows])
 
     def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scale, window, softcap, sinks = self.rules
+        rules = self.rules
         k, v = (x.to(q.device).transpose(0, 1) for x in (k, v))  # [Hkv, S, D]
         shape, group = (self.case.heads, len(q), k.shape[1]), self.case.heads // self.case.kv_heads
         key = torch.arange(k.shape[1], device=q.device)
         query = key[len(key) - len(q) :, None]
-        hidden = (key > query) | (key <= query - (window or 1 << 60))
+        hidden = (key > query) | (key <= query - (rules.window or 1 << 60))
         rows = q.transpose(0, 1).reshape(len(k), group * len(q), q.shape[2])  # all heads of a KV head
-        scores = (rows @ k.transpose(1, 2)).view(shape) * scale
-        if softcap is not None:
-            scores = softcap * (scores / softcap).tanh()
+        scores = (rows @ k.transpose(1, 2)).view(shape) * rules.scale
+        if rules.softcap is not None:
+            scores = rules.softcap * (scores / rules.softcap).tanh()
         scores = scores.masked_fill(hidden, float("-inf"))
-        if sinks is not None:
-            sink = sinks.double()[:, None, None].expand(*scores.shape[:2], 1)
+        if rules.sinks is not None:
+            sink = rules.sinks.double()[:, None, None].expand(*scores.shape[:2], 1)
             scores = torch.cat((scores, sink), -1)
         weights: Tensor = scores.softmax(-1)[..., : k.shape[1]]
         answer = weights.reshape(len(v), group * len(q), shape[2]) @ v
@@ -172,7 +177,7 @@ def make_batch(new: Sequence[int], past: Sequence[int], table: Tensor, kv: KVLay
         page_table=(table,),
         logit_indices=torch.zeros(0, dtype=torch.long, device=device),
         q_lens=tuple(new),
-        host_seq_lens=seq_lens,
+        host=HostRows(seq_lens, np.arange(len(new)), (table.cpu().numpy(),)),
     )
 
 
@@ -303,12 +308,12 @@ def replay(scene: Scene, backend: AttentionBackend[Any], device: Device) -> Tens
     """What a graph of two more rows answers, which was captured when all its rows were padding.
 
     Raises:
-        NotImplementedError: the backend cannot be captured.
+        NotImplementedError: the backend cannot be captured, or runs such a step otherwise.
     """
     q_len, num_rows, width = scene.case.new[0], len(scene.case.new) + 2, scene.batch.page_table[0].shape[1] + 1
     spare = min(set(range(scene.kv.k.shape[0])) - set(scene.batch.page_table[0].flatten().tolist()))
     table = torch.full((num_rows, width), spare, dtype=torch.int32, device=scene.q.device)
-    static = replace(make_batch([q_len] * num_rows, [0] * num_rows, table, scene.kv), host_seq_lens=None)
+    static = replace(make_batch([q_len] * num_rows, [0] * num_rows, table, scene.kv), host=None)
     inputs = [x.new_zeros(num_rows * q_len, *x.shape[1:]) for x in (scene.q, scene.k, scene.v)]
     graph = backend.graph_buffers(static)
     if graph is None:
@@ -317,7 +322,7 @@ def replay(scene: Scene, backend: AttentionBackend[Any], device: Device) -> Tens
     def step() -> Tensor:
         meta = graph.plan(static)
         graph.store(inputs[1], inputs[2], scene.kv, meta)
-        return graph.run(inputs[0], scene.kv, meta, *scene.rules)
+        return graph.run(inputs[0], scene.kv, meta, scene.rules)
 
     step()
     run = device.capture(step)
@@ -326,7 +331,8 @@ def replay(scene: Scene, backend: AttentionBackend[Any], device: Device) -> Tens
     static.seq_lens[: len(scene.case.new)] = scene.batch.seq_lens
     static.out_loc[0][: len(scene.q)] = scene.batch.out_loc[0]
     table[: len(scene.case.new), : width - 1] = scene.batch.page_table[0]
-    assert graph.replan(scene.batch), "the lengths are known"
+    if not graph.replan(scene.batch):
+        raise NotImplementedError("such a step runs without its graph")
     return run()[: len(scene.q)]
 
 

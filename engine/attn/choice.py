@@ -136,7 +136,7 @@ def _why_not_flashinfer(wanted: Wanted) -> str:
 def _make_flashinfer(wanted: Wanted) -> AttentionBackend[Any]:
     from sgl.engine.attn.flashinfer import FlashInferBackend
 
-    return FlashInferBackend(wanted.device)
+    return FlashInferBackend(wanted.device, wanted.specs)
 
 
 def _why_not_package(wanted: Wanted, package: str) -> str:

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.backend import GraphBackend
+from sgl.engine.attn.backend import GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.kernels.cpu import native
+from sgl.kernels.ops.attention import Rules
 
 SUB_PAGE = 16  # tokens: the width of the kernels' registers
 MAX_HEAD_DIM = 256
+MAX_LATENT_KEY = 576  # numbers of a key whose beginning is its value
 
 
 def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
@@ -24,22 +26,25 @@ def why_not(specs: Sequence[KVSpec], page_size: int) -> str:
     if page_size % SUB_PAGE:
         return f"it needs a --page-size that is a multiple of {SUB_PAGE}"
     for spec in specs:
-        if spec.is_latent:
-            return "it computes no attention over latents (MLA)"
         if spec.quantized not in (None, torch.int8):
             return "it quantises keys and values to int8 only"
         if spec.dtype != torch.bfloat16:
             return "it computes bfloat16"
-        if spec.head_dim % SUB_PAGE or spec.head_dim > MAX_HEAD_DIM:
-            return f"it needs heads of a multiple of {SUB_PAGE} and at most {MAX_HEAD_DIM} dimensions"
+        if spec.head_dim % SUB_PAGE or spec.latent_dim % SUB_PAGE or spec.head_dim > _most(spec):
+            kind = "latents (MLA)" if spec.is_latent else "heads"
+            return f"it needs {kind} of a multiple of {SUB_PAGE} and at most {_most(spec)} dimensions"
     return native.missing()
+
+
+def _most(spec: KVSpec) -> int:
+    """Numbers of a key."""
+    return MAX_LATENT_KEY if spec.is_latent else MAX_HEAD_DIM
 
 
 class CpuBackend:
     """See `AttentionBackend`. A query's result depends neither on its batch nor on how its prompt was chunked."""
 
-    native_pages = True
-    plans_on_host = False
+    traits = Traits(native_pages=True)
 
     def __init__(self) -> None:
         self.library: ctypes.CDLL = native.library()
@@ -59,22 +64,14 @@ class CpuBackend:
             k.shape[1],
             k.shape[2],
             kv.page_size,
+            _latent(kv),
             *_addresses(kv),
         )
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: ForwardBatch,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, q: Tensor, kv: KVLayer, meta: ForwardBatch, rules: Rules) -> Tensor:
         num_tokens, num_heads, head_dim = q.shape
         table = meta.page_table[kv.group]
-        out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype)
+        out = torch.empty(num_tokens, num_heads, kv.v.shape[3], dtype=q.dtype)
         self.library.sgl_attention(
             q.data_ptr(),
             q.stride(0),
@@ -88,16 +85,22 @@ class CpuBackend:
             kv.k.shape[1],
             head_dim,
             kv.page_size,
-            scale,
-            softcap or 0.0,
-            None if sinks is None else sinks.data_ptr(),
-            window or 0,
+            _latent(kv),
+            rules.scale,
+            rules.softcap or 0.0,
+            None if rules.sinks is None else rules.sinks.data_ptr(),
+            rules.window or 0,
             out.data_ptr(),
         )
         return out
 
     def graph_buffers(self, batch: ForwardBatch) -> GraphBackend[ForwardBatch] | None:
         return None
+
+
+def _latent(kv: KVLayer) -> int:
+    """How many numbers of a key are its value; 0: it has one of its own."""
+    return kv.v.shape[3] if kv.is_latent else 0
 
 
 def _addresses(kv: KVLayer) -> tuple[int | None, ...]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sgl.engine.attn.backend import GraphBackend
+from sgl.engine.attn.backend import GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.base.device import Device
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.registry import Kernels
 
 _NEG_INF = float("-inf")
@@ -59,20 +60,11 @@ class Work:
     prefill: tuple[PrefillRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How scores become weights; see `AttentionBackend.run`."""
-
-    scale: float
-    softcap: float | None
-    sinks: Tensor | None  # float32 [H]
-
-
 class Meta:
     """A step's indices and masks, made when the first layer of a kind asks for them."""
 
     def __init__(self, batch: ForwardBatch, device: Device) -> None:
-        known = batch.seq_lens if batch.host_seq_lens is None else batch.host_seq_lens
+        known = batch.seq_lens if batch.host is None else batch.host.seq_lens
         self._batch = batch
         self._device = device
         self._seq_lens: list[int] = known.tolist()
@@ -162,12 +154,10 @@ class Meta:
 class TorchNativeBackend:
     """See `AttentionBackend`; runs on any device. Where the host does not know row lengths, `plan` waits for them."""
 
-    native_pages = False
-
     def __init__(self, device: Device, kernels: Kernels) -> None:
         self._device = device
         self._store: Callable[..., None] = kernels["kv.store"]
-        self.plans_on_host = device.kind != "cpu"  # which has them at hand
+        self.traits = Traits(plans_on_host=device.kind != "cpu")  # which has them at hand
 
     def plan(self, batch: ForwardBatch) -> Meta:
         return Meta(batch, self._device)
@@ -188,17 +178,8 @@ class TorchNativeBackend:
                 x, pages = _as_bytes(x), _as_bytes(pages)
             pages.transpose(1, 2).index_put_((places.page_ids, places.offsets), x)
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: Meta,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        work, rules = meta.work(kv, window, q.dtype), Rules(scale, softcap, sinks)
+    def run(self, q: Tensor, kv: KVLayer, meta: Meta, rules: Rules) -> Tensor:
+        work = meta.work(kv, rules.window, q.dtype)
         if not work.prefill and work.decode and work.decode[0].tokens is None:
             return _decode(q, kv, work.decode[0], rules)
         out = torch.empty(*q.shape[:2], kv.v.shape[3], dtype=q.dtype, device=q.device)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.backend import SPLIT_BYTES, Captured, GraphBackend
+from sgl.engine.attn.backend import SPLIT_BYTES, Captured, GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.base.device import Device
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.triton import attention
-from sgl.kernels.triton.attention import MAX_HEAD_DIM, Pages, Rules, Shape
+from sgl.kernels.triton.attention import MAX_HEAD_DIM, Pages, Shape
 from sgl.kernels.triton.attention_shared import FIRST_SPLIT, Sharing, find_sharing
 from sgl.kernels.triton.attention_store import store_at
 from sgl.kernels.triton.shapes import padded
@@ -57,7 +58,8 @@ class Layout:
         self._device = device
         self._tiles: dict[tuple[int, int], Tiles] = {}
         split = [count for count in q_lens if 0 < count <= SPLIT_TOKENS]
-        self.num_split_rows, self.most_split = len(split), padded(max(split, default=1))
+        self.num_split_rows, self.num_split_tokens = len(split), sum(split)
+        self.most_split = padded(max(split, default=1))
 
     def tiles(self, split_tokens: int, whole_tokens: int) -> Tiles:
         """Tiles of so many tokens at most."""
@@ -103,7 +105,8 @@ class Meta:
         """Rows that begin with the same pages; None where they would not be computed together.
 
         That is where it saves reading: two rows fit into the tile that one would have for itself anyway, and a row can
-        be longer than a split. Finding them costs two small kernels a step.
+        be longer than a split; and where the splits of all can be kept at once. Finding them costs two small kernels a
+        step.
         """
         layout, table = self.layout, self.batch.page_table[kv.group]
         room = shape.split_rows // (shape.group * layout.most_split)
@@ -112,6 +115,7 @@ class Meta:
             or room < 2
             or layout.num_split_rows < 2
             or table.shape[1] * kv.page_size <= FIRST_SPLIT.value
+            or layout.num_split_tokens * shape.split_token_bytes > SPLIT_BYTES
         ):
             return None
         key = (kv.group, shape.splits)
@@ -125,8 +129,7 @@ class Meta:
 class TritonBackend:
     """See `AttentionBackend`. A row's answer does not depend on its batch."""
 
-    native_pages = False
-    plans_on_host = False
+    traits = Traits(step_bytes=SPLIT_BYTES)
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -140,24 +143,14 @@ class TritonBackend:
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: Meta) -> None:
         store_at(k, v, kv.k, kv.v, kv.k_scale, kv.v_scale, meta.batch.out_loc[kv.group])
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: Meta,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, q: Tensor, kv: KVLayer, meta: Meta, rules: Rules) -> Tensor:
         batch, shape = meta.batch, Shape.of(q, kv.k, kv.v)
         tiles = meta.layout.tiles(shape.split_tokens, shape.prefill_tokens)
         table = batch.page_table[kv.group]
         pages = Pages(kv.k, kv.v, kv.k_scale, kv.v_scale, batch.cu_q, batch.seq_lens, table)
-        rules = Rules(scale, window, softcap, sinks)
         out = torch.empty(*q.shape[:2], shape.value_dim, dtype=q.dtype, device=q.device)
         if tiles.split is not None:
-            sharing = meta.sharing(kv, shape, window)
+            sharing = meta.sharing(kv, shape, rules.window)
             attention.decode(q, pages, rules, tiles.split, tiles.num_split, sharing, SPLIT_BYTES, out)
         if tiles.whole is not None:
             attention.prefill(q, pages, rules, tiles.whole, out)

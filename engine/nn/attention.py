@@ -15,6 +15,7 @@ from sgl.engine.nn.norm import NoQKNorm, QKNorm, RmsQKNorm
 from sgl.engine.nn.rope import Rotation, Tables
 from sgl.engine.nn.spec import AttentionSpec
 from sgl.engine.nn.weights import Build, Parameter, WeightSlot
+from sgl.kernels.ops.attention import Rules
 
 
 class Sinks(Protocol):
@@ -79,7 +80,8 @@ class Attention:
         qk = self._rotation.apply(self.qk_norm(qkv[:, : self._num_qk]), tables)
         backend.store(qk[:, spec.num_heads :], qkv[:, self._num_qk :], kv, meta)
         q = qk[:, : spec.num_heads]
-        out = backend.run(q, kv, meta, spec.scale, spec.window, spec.softcap, self.sinks.scores)
+        rules = Rules(spec.scale, spec.window, spec.softcap, self.sinks.scores)
+        out = backend.run(q, kv, meta, rules)
         return self.out(out.view(len(x), -1))
 
 

@@ -93,7 +93,7 @@ class Model:
     def __call__(self, batch: ForwardBatch, kv_layers: Sequence[KVLayer], backend: AttentionBackend[Any]) -> Tensor:
         """Computes a step and stores its keys and values; returns the normed hidden states ``[T, H]``."""
         hidden = self._inputs(batch)
-        if self._fused is not None and backend.native_pages:
+        if self._fused is not None and backend.traits.native_pages:
             return self._norm(self._run_fused(self._fused, hidden, batch, kv_layers))
         run = self._run_post if self.spec.norms == "post" else self._run_layers
         return run(hidden, batch, kv_layers, backend)

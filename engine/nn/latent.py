@@ -19,6 +19,7 @@ from sgl.engine.nn.norm import Norm
 from sgl.engine.nn.rope import Rotation, Tables
 from sgl.engine.nn.spec import AttentionSpec, LatentSpec, NormSpec
 from sgl.engine.nn.weights import Build, StackedWeight, WeightSlot
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.ops.linear import LinearFn, dequantized
 
 
@@ -104,7 +105,7 @@ class LatentAttention:
         keys = torch.cat((self._kv_norm(kept)[:, None], shared), -1)  # [T, 1, D]
         backend.store(keys, keys[..., : latent.rank], kv, meta)
         q = self._query(first, tables)
-        out = backend.run(q, kv, meta, spec.scale, spec.window, spec.softcap)  # [T, H, rank]
+        out = backend.run(q, kv, meta, Rules(spec.scale, spec.window, spec.softcap))  # [T, H, rank]
         return self._out(self._expansion.to_value(out).reshape(len(x), -1))
 
     def _query(self, first: Tensor, tables: Tables) -> Tensor:

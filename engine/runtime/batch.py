@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.batch import ForwardBatch
+from sgl.engine.attn.batch import ForwardBatch, HostRows
 from sgl.engine.base.types import Row, RowInit, StepPlan
 from sgl.engine.runtime.slots import Feature, SlotTable, is_change
 from sgl.kernels.ops.decode import Located
@@ -248,7 +248,7 @@ def _with_host_view(batch: ForwardBatch, host: HostLayout, table: SlotTable) -> 
     assert table.host_view is not None
     slots = np.array(host.slot_ids)
     lens = table.host_view.advance(slots, np.array(host.q_lens), any(row.num_draft for row in host.rows))
-    return replace(batch, host_seq_lens=lens)
+    return batch if lens is None else replace(batch, host=HostRows(lens, slots, table.host_view.pages))
 
 
 def _shape(rows: Sequence[Row]) -> list[tuple[int, int, int, str]]:

@@ -34,16 +34,21 @@ def graph_options(config: EngineConfig, step_tokens: int) -> GraphOptions | None
 
 
 def capture_bytes(
-    options: GraphOptions | None, activation_bytes: Callable[[int, int], int], parts_bytes: int = 0
+    options: GraphOptions | None,
+    activation_bytes: Callable[[int, int], int],
+    step_bytes: int = 0,
+    graph_bytes: int = 0,
 ) -> int:
     """Memory to set aside for captures, all of which share what the largest needs.
 
     Args:
-        parts_bytes: what attention keeps besides, however large a step is.
+        step_bytes: what attention takes besides, however large a step is.
+        graph_bytes: what it keeps for every uniform capture.
     """
     if options is None:
         return 0
-    return activation_bytes(max(*options.rows, *options.tokens, 1), 0) + parts_bytes + _OVERHEAD_BYTES
+    largest = activation_bytes(max(*options.rows, *options.tokens, 1), 0) + step_bytes
+    return largest + len(options.rows) * graph_bytes + _OVERHEAD_BYTES
 
 
 def _given(texts: tuple[str, ...], max_running: int) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ class TorchExecutor:
             locate=locate,
             commit=commit,
             send=device.upload,
-            has_host_view=backend.plans_on_host,
+            has_host_view=backend.traits.plans_on_host,
         )
         self.loaded = Loaded(
             model,

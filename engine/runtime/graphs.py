@@ -177,11 +177,9 @@ class Graphs:
         return graph.view(count)
 
     def run(self, step: Step, batch: ForwardBatch) -> Tensor:
-        if isinstance(step.fixed, View):
-            graph = step.fixed.graph
-            if graph.backend.replan(batch):
-                return graph.replay()[: len(batch.input_ids)]
-        elif batch.embeds is None and batch.token_types is None:
+        if isinstance(step.fixed, View) and step.fixed.graph.backend.replan(batch):
+            return step.fixed.graph.replay()[: len(batch.input_ids)]
+        if batch.embeds is None and batch.token_types is None:
             segments = self._find(0, len(batch.input_ids))
             if isinstance(segments, Segments):
                 return segments.run(batch)

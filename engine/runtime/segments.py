@@ -12,9 +12,10 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
-from sgl.engine.attn.backend import AttentionBackend
+from sgl.engine.attn.backend import AttentionBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.base.device import Device, Recorder
+from sgl.kernels.ops.attention import Rules
 
 
 class Forward(Protocol):
@@ -32,20 +33,19 @@ class _Attention:
     k: Tensor
     v: Tensor
     kv: KVLayer
-    options: tuple[float, int | None, float | None, Tensor | None]  # scale, window, softcap, sinks
+    rules: Rules
     out: Tensor
 
     def run(self, backend: AttentionBackend[Any], meta: Any, count: int) -> None:
         self.replay()
         backend.store(self.k[:count], self.v[:count], self.kv, meta)
-        self.out[:count].copy_(backend.run(self.q[:count], self.kv, meta, *self.options))
+        self.out[:count].copy_(backend.run(self.q[:count], self.kv, meta, self.rules))
 
 
 class _Cutter:
     """Takes the place of a backend while a model is captured: ends a segment where attention would run."""
 
-    native_pages = False
-    plans_on_host = False
+    traits = Traits()
 
     def __init__(self, recorder: Recorder, device: Device, outs: Outs) -> None:
         self._recorder = recorder
@@ -60,22 +60,13 @@ class _Cutter:
     def store(self, k: Tensor, v: Tensor, kv: KVLayer, meta: None) -> None:
         self._stored = k, v
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: None,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, q: Tensor, kv: KVLayer, meta: None, rules: Rules) -> Tensor:
         assert self._stored is not None, "a layer stores before it attends"
         # borrowed: later segments may take the memory again, since attention has read it by then
         replay = self._recorder.end()
         k, v, borrowed_q = (self._device.borrow(tensor) for tensor in (*self._stored, q))
         out, self._stored = self._outs.like(q, kv.v.shape[3]), None  # allocated outside any capture
-        self.attentions.append(_Attention(replay, borrowed_q, k, v, kv, (scale, window, softcap, sinks), out))
+        self.attentions.append(_Attention(replay, borrowed_q, k, v, kv, rules, out))
         self._recorder.begin()
         return out
 

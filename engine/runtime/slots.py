@@ -81,10 +81,15 @@ class Cargo:
 
 
 class HostView:
-    """What the host knows of slots without asking the device, for attention that plans there."""
+    """What the host knows of slots without asking the device, for attention that plans there.
 
-    def __init__(self, num_slots: int) -> None:
+    Attributes:
+        pages: per KV group, as `SlotTable.pages`.
+    """
+
+    def __init__(self, num_slots: int, max_pages: int, num_groups: int) -> None:
         self._computed = np.zeros(num_slots, np.int64)
+        self.pages = tuple(np.zeros((num_slots, max_pages), np.int32) for _ in range(num_groups))
 
     def reset(self, starts: Sequence[tuple[int, int]]) -> None:
         """Slots and how far they are computed."""
@@ -155,7 +160,7 @@ class SlotTable:
         self.inits: dict[int, RowInit] = {}
         self.users: dict[Feature, set[int]] = {feature: set() for feature in get_args(Feature)}
         self.pages_version = 0
-        self.host_view = HostView(num_slots) if has_host_view else None
+        self.host_view = HostView(num_slots, max_pages, num_groups) if has_host_view else None
         self._num_pages = [[0] * num_slots for _ in range(num_groups)]
         self._prompt_computed: dict[int, int] = {}
         self._hidden_skip: dict[int, int] = {}
@@ -308,6 +313,8 @@ class SlotTable:
             if run is not None and run.group == group:
                 entries += [(row.slot, index, page) for index, page in enumerate(run.pages, run.start)]
                 num_pages[row.slot] = max(num_pages[row.slot], run.start + len(run.pages))
+                if self.host_view is not None:
+                    self.host_view.pages[group][row.slot, run.start : run.start + len(run.pages)] = run.pages
         if entries:
             self.pages_version += 1
             table = np.array(entries)

@@ -5,7 +5,8 @@
 //   V: [8 token pairs][D][2 tokens]
 // Both products are then chains of bf16 pair dots without a horizontal reduction. An int8 cache has the same order, its
 // numbers plus 128 and a float32 scale per token beside them; bytes are widened to bf16, which holds them exactly, once
-// for all the queries of a pass.
+// for all the queries of a pass. Of latents, whose values are the beginnings of their keys, K alone is stored; a
+// block's V is made from it for all the queries of a pass.
 //
 // The softmax is online (Milakov and Gimelshein 2018) over blocks of tokens and splits of several blocks, both aligned
 // to absolute positions and merged in order. Keys that a query does not see add exact zeros. So a query's result
@@ -26,7 +27,7 @@ constexpr int kBlock = 64;                  // tokens of a softmax block
 constexpr int kSubs = kBlock / kSub;
 constexpr int kSplit = 512;                 // tokens of a split
 constexpr int kPack = 48;                   // query rows that share one pass over the keys
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = 576;                // of a key
 constexpr int64_t kMaxScratch = 16 << 20;   // floats: partial results of splits that run at the same time
 constexpr float kLog2e = 1.44269504088896341f;
 // Scores are kept in units of log 2. A masked one is finite, so that its difference to another is not NaN, and so far
@@ -120,7 +121,7 @@ static int first_visible(const Batch& b, int position) {
 }
 
 // Floats of the running state of so many rows.
-static int64_t state_size(const Batch& b, int rows) { return kPack + int64_t(rows) * (kLanes + b.pages.dim); }
+static int64_t state_size(const Batch& b, int rows) { return kPack + int64_t(rows) * (kLanes + b.pages.value_dim()); }
 
 // Tokens of whole blocks at the beginning of two requests that lie in the same pages.
 static int common_tokens(const Batch& b, int one, int other) {
@@ -245,8 +246,8 @@ struct Block {
   }
 };
 
-// Bytes of the cache, widened.
-struct Widened {
+// A block as the products want it: bytes of the cache widened, values made of keys.
+struct Unpacked {
   alignas(64) bf16 k[kBlock * kMaxDim], v[kBlock * kMaxDim];
 };
 
@@ -355,7 +356,7 @@ static inline void weigh(const Batch& b, const int* position, const Block& block
 template <int R>
 static void attend_tile(const Batch& b, const Queries& queries, int first, const Block& block, const State& state) {
   const int* position = queries.position + first;
-  int dim = b.pages.dim, newest = *std::max_element(position, position + R);
+  int dim = b.pages.dim, value_dim = b.pages.value_dim(), newest = *std::max_element(position, position + R);
   int oldest = *std::min_element(position, position + R), tokens = std::min(block.tokens, newest + 1 - block.begin);
   if (tokens <= 0 || block.begin + kBlock <= first_visible(b, oldest)) return;
   constexpr int W = tile_words(R);
@@ -366,7 +367,7 @@ static void attend_tile(const Batch& b, const Queries& queries, int first, const
   alignas(64) float decay[kLanes];
   scores<R>(queries.q + first, block, subs, dim, s);
   weigh<R>(b, position, block, subs, partly, s, state.top + first, state.total + first * kLanes, p, decay);
-  weighted_values<R>(p, block, tokens, dim, decay, state.out + first * dim);
+  weighted_values<R>(p, block, tokens, value_dim, decay, state.out + first * value_dim);
 }
 
 template <int R>
@@ -398,6 +399,31 @@ static void widen_bytes(const char* from, int count, bf16* to) {
   }
 }
 
+// The values of a sub-page from its keys, of which they are the first `dim` numbers. Two dims of two tokens are a word of
+// 64 bits in both orders: here words are transposed, and the middle quarters of each change places.
+static void unpack_values(const bf16* k, int dim, bf16* v) {
+#if defined(__AVX2__)
+  const __m128i quarters = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  const __m256i exchanged = _mm256_broadcastsi128_si256(quarters);
+  for (int d = 0; d < dim; d += 8)
+    for (int t = 0; t < kSub; t += 8) {
+      __m256i x[4], y[4];
+      for (int i = 0; i < 4; ++i)
+        x[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(k + (d + 2 * i) * kSub + t * 2)), exchanged);
+      y[0] = _mm256_unpacklo_epi64(x[0], x[1]), y[1] = _mm256_unpackhi_epi64(x[0], x[1]);
+      y[2] = _mm256_unpacklo_epi64(x[2], x[3]), y[3] = _mm256_unpackhi_epi64(x[2], x[3]);
+      bf16* to = v + t * dim + d * 2;
+      _mm256_storeu_si256((__m256i*)to, _mm256_permute2x128_si256(y[0], y[2], 0x20));
+      _mm256_storeu_si256((__m256i*)(to + 2 * dim), _mm256_permute2x128_si256(y[1], y[3], 0x20));
+      _mm256_storeu_si256((__m256i*)(to + 4 * dim), _mm256_permute2x128_si256(y[0], y[2], 0x31));
+      _mm256_storeu_si256((__m256i*)(to + 6 * dim), _mm256_permute2x128_si256(y[1], y[3], 0x31));
+    }
+#else
+  for (int d = 0; d < dim; ++d)
+    for (int t = 0; t < kSub; ++t) v[t / 2 * 2 * dim + d * 2 + t % 2] = k[d / 2 * 2 * kSub + t * 2 + d % 2];
+#endif
+}
+
 // Where a block's sub-pages are; those behind its last token stand for nothing and are the first one again.
 static void find_places(const Batch& b, int request, int head, int begin, int64_t (&at)[kSubs]) {
   for (int c = 0; c < kSubs; ++c)
@@ -414,23 +440,25 @@ static void fill_block(const Batch& b, const int64_t (&at)[kSubs], const int64_t
     block.next_k[c] = k + next[c] * size, block.next_v[c] = v + next[c] * size;
     block.k[c] = (const bf16*)(k + at[c] * size), block.v[c] = (const bf16*)(v + at[c] * size);
   }
-  if (!bytes) return;
-  static thread_local Widened wide;
+  if (!bytes && !pages.latent) return;
+  static thread_local Unpacked own;
   for (int c = 0; c < kSubs; ++c) {
-    bf16 *to_k = wide.k + c * kSub * pages.dim, *to_v = wide.v + c * kSub * pages.dim;
+    bf16 *to_k = own.k + c * kSub * pages.dim, *to_v = own.v + c * kSub * pages.value_dim();
     if (c * kSub >= block.tokens) {  // read all the same, but masked: the bytes of the cache would not be enough
-      block.k[c] = wide.k, block.v[c] = wide.v;
+      if (bytes) block.k[c] = own.k;
+      block.v[c] = own.v;
       continue;
     }
-    widen_bytes(k + at[c] * size, kSub * pages.dim, to_k);
-    widen_bytes(v + at[c] * size, kSub * pages.dim, to_v);
-    block.k[c] = to_k, block.v[c] = to_v;
-    for (int t = 0; t < kSub; t += kLanes) {
+    if (bytes) widen_bytes(k + at[c] * size, kSub * pages.dim, to_k), block.k[c] = to_k;
+    if (pages.latent) unpack_values(block.k[c], pages.latent, to_v);
+    else widen_bytes(v + at[c] * size, kSub * pages.dim, to_v);
+    block.v[c] = to_v;
+    for (int t = 0; t < kSub && bytes; t += kLanes) {
       store(block.k_scale + c * kSub + t, load(pages.k_scale + at[c] + t));
       store(block.v_scale + c * kSub + t, load(pages.v_scale + at[c] + t));
     }
   }
-  for (int t = block.tokens; t < kBlock; ++t) block.k_scale[t] = block.v_scale[t] = 0;  // never written
+  for (int t = block.tokens; t < kBlock && bytes; ++t) block.k_scale[t] = block.v_scale[t] = 0;  // never written
 }
 
 // Rows [first, first + count) of the pack over the blocks [begin, end) of a request.
@@ -464,7 +492,7 @@ static void attend_blocks(const Batch& b, const Queries& queries, int first, int
 static void attend_split(const Batch& b, const Plan& plan, const Pack& pack, int head, int split,
                          const Queries& queries, const State& state) {
   std::fill(state.top, state.top + pack.num_rows, kLeast);
-  std::fill(state.total, state.total + pack.num_rows * (kLanes + b.pages.dim), 0.0f);
+  std::fill(state.total, state.total + pack.num_rows * (kLanes + b.pages.value_dim()), 0.0f);
   int begin = split * kSplit, end = begin + kSplit, common = std::min(end, pack.shared);
   const Segment* segments = plan.segments.data() + pack.first_segment;
   auto first_block = [&](int from, int row, int rows) {
@@ -484,7 +512,7 @@ static void attend_split(const Batch& b, const Plan& plan, const Pack& pack, int
 
 // into += part, in the order of the splits.
 static void merge(const Batch& b, int rows, const State& into, const State& part) {
-  int dim = b.pages.dim;
+  int dim = b.pages.value_dim();
   for (int r = 0; r < rows; ++r) {
     float top = std::max(into.top[r], part.top[r]);
     float x = exp2_lane(into.top[r] - top), y = exp2_lane(part.top[r] - top);
@@ -510,7 +538,7 @@ static void find_queries(const Batch& b, const Plan& plan, const Pack& pack, int
 }
 
 static void finish(const Batch& b, const Pack& pack, const Queries& queries, const State& state) {
-  int dim = b.pages.dim;
+  int dim = b.pages.value_dim();
   for (int r = 0; r < pack.num_rows; ++r) {
     float total = sum_lanes(load(state.total + r * kLanes)), scale = 1;
     if (b.sinks) {  // a key without a value
@@ -574,9 +602,9 @@ extern "C" {
 
 void sgl_attention(const bf16* q, int64_t ldq, void* k, void* v, float* k_scale, float* v_scale, const int32_t* cu_q,
                    const int32_t* seq_lens, const int32_t* page_table, int64_t max_pages, int rows, int heads,
-                   int kv_heads, int dim, int page_size, float scale, float softcap, const float* sinks, int window,
-                   bf16* out) {
-  Pages pages{k, v, k_scale, v_scale, kv_heads, dim, page_size};
+                   int kv_heads, int dim, int page_size, int latent, float scale, float softcap, const float* sinks,
+                   int window, bf16* out) {
+  Pages pages{k, v, k_scale, v_scale, kv_heads, dim, page_size, latent};
   attend({q, ldq, pages, cu_q, seq_lens, page_table, max_pages, rows, heads, scale, softcap, sinks, window, out});
 }
 }

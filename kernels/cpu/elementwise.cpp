@@ -114,11 +114,12 @@ static void store_token(const bf16* k, const bf16* v, int64_t loc, const Pages& 
     int64_t base = (token - lane) * dim, at_k = base + lane * 2, at_v = base + lane / 2 * 2 * dim + lane % 2;
     if (pages.k_scale) {
       pages.k_scale[token] = quantise_head(k, dim, (uint8_t*)pages.k + at_k, 2, 2 * kSub);
+      if (pages.latent) continue;
       pages.v_scale[token] = quantise_head(v, dim, (uint8_t*)pages.v + at_v, 1, 2);
     } else {
       bf16 *to_k = (bf16*)pages.k + at_k, *to_v = (bf16*)pages.v + at_v;
       for (int d = 0; d < dim; d += 2) std::memcpy(to_k + d * kSub, k + d, 4);
-      for (int d = 0; d < dim; ++d) to_v[2 * d] = v[d];
+      for (int d = 0; d < dim && !pages.latent; ++d) to_v[2 * d] = v[d];
     }
   }
 }
@@ -207,10 +208,11 @@ void sgl_commit(int32_t* tokens, int64_t stride, int64_t* computed, const int64_
   }
 }
 
-// k, v [T, Hkv, D] with token strides ldk, ldv; loc [T] = page * page_size + offset.
+// k, v [T, Hkv, D] with token strides ldk, ldv; loc [T] = page * page_size + offset. Of latents only k is stored.
 void sgl_kv_store(const bf16* k, int64_t ldk, const bf16* v, int64_t ldv, const int64_t* loc, int64_t tokens,
-                  int kv_heads, int dim, int page_size, void* k_cache, void* v_cache, float* k_scale, float* v_scale) {
-  Pages pages{k_cache, v_cache, k_scale, v_scale, kv_heads, dim, page_size};
+                  int kv_heads, int dim, int page_size, int latent, void* k_cache, void* v_cache, float* k_scale,
+                  float* v_scale) {
+  Pages pages{k_cache, v_cache, k_scale, v_scale, kv_heads, dim, page_size, latent};
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) store_token(k + t * ldk, v + t * ldv, loc[t], pages);
   };

@@ -10,9 +10,12 @@ constexpr int kSub = 16;  // tokens of a sub-page, the unit of the cache layout
 
 // The pages of a layer in the order of attention.cpp: bf16, or bytes and a scale for every token.
 struct Pages {
-  void *k, *v;                // [pages, Hkv, page_size * D]
+  void *k, *v;                // [pages, Hkv, page_size * D]; of latents v is k
   float *k_scale, *v_scale;   // [pages, Hkv, page_size], null where k and v are bf16
   int kv_heads, dim, page_size;
+  int latent = 0;             // how many numbers of a key are its value, 0: keys and values are stored apart
+
+  int value_dim() const { return latent ? latent : dim; }
 };
 
 struct Batch {
@@ -28,7 +31,7 @@ struct Batch {
   float softcap;              // 0: none; else scores become softcap * tanh(score / softcap)
   const float* sinks;         // null or [H], the score of a key that every query sees and that has no value
   int window;                 // 0: none; else the number of tokens, itself included, that a query sees
-  bf16* out;                  // [T, H, D]
+  bf16* out;                  // [T, H, value_dim]
 };
 void attend(const Batch& b);
 

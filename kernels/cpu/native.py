@@ -61,10 +61,10 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_locate": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, *[_POINTER] * 4),
     "sgl_place": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER),
     "sgl_commit": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER),
-    "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, *[_INT] * 3, *[_POINTER] * 4),
+    "sgl_kv_store": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, *[_INT] * 4, *[_POINTER] * 4),
     "sgl_attention": (
         *(_POINTER, _LONG, *[_POINTER] * 7, _LONG),
-        *([_INT] * 5),
+        *([_INT] * 6),
         *(_FLOAT, _FLOAT, _POINTER, _INT, _POINTER),
     ),
     "sgl_decoder": (_POINTER, _LONG, *[_POINTER] * 6),

@@ -7,10 +7,12 @@ in a step loop has long passed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
+from flashinfer.cascade import merge_state_in_place
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
 from flashinfer.mla import BatchMLAPagedAttentionWrapper
 from flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
@@ -18,8 +20,12 @@ from torch import Tensor
 
 from sgl.engine.base.device import Device, Event
 
-WORKSPACE_BYTES = 256 << 20
-"""Partial results of split keys; one buffer serves all wrappers, since they run one after the other."""
+WORKSPACE_BYTES = 384 << 20
+"""Partial results of split keys; one buffer serves all wrappers, since they run one after the other. A plan that needs
+more fails: see `Kind.fits`."""
+
+WRAPPER_BYTES = 8 << 20
+"""What every wrapper takes on the device for its plan, whatever it plans (prefill 128 KiB more, for lengths)."""
 
 HEAD_DIMS = (64, 128, 256)
 LATENT_DIMS = (512, 64)
@@ -27,8 +33,17 @@ LATENT_DIMS = (512, 64)
 
 DTYPES = (torch.bfloat16, torch.float16)
 
+SHORT_TOKENS = 16
+"""Rows of up to so many tokens are computed by the kernels (FA2) that split keys and put the heads of a group into one
+tile; longer ones by whichever FlashInfer prefers. On Hopper that is FA3, whose tiles are 128 queries of one head."""
+
+Role = Literal["decode", "short", "long", "prefix"]
+"""Rows of one token; of up to `SHORT_TOKENS`; of any number; or queries of any rows, all of which see all keys."""
+
 _LAYOUT = "HND"  # pages are [Hkv, page_size, D]
 _TENSOR_CORE_GROUP = 4  # query heads of a KV head from which on tensor cores decode faster, as FlashInfer advises
+_PROGRAMS = 2 * 148  # that split keys at most: two on each multiprocessor of the largest GPU
+_TILE = 128  # query rows of a program, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,33 @@ class Kind:
     def shape(self) -> tuple[int, int, int, int]:
         return self.num_heads, self.num_kv_heads, self.head_dim, self.page_size
 
+    @property
+    def group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def page_bytes(self) -> int:
+        """Of a page of one layer."""
+        copies = 1 if self.latent_dim else 2
+        return copies * self.num_kv_heads * self.head_dim * self.page_size * self.dtype.itemsize
+
+    def fits(self, role: Role, graph_rows: int = 0, graph_tokens: int = 0) -> bool:
+        """Whether the workspace has room for partial results: float32, for every query row of every program.
+
+        A step splits keys only among so many programs as run at once. A graph is planned for as many as its tokens can
+        need, however they are divided among its rows.
+        """
+        if self.latent_dim or (role == "decode" and self.group < _TENSOR_CORE_GROUP):
+            return True  # they need little at any size
+        programs, longest = _PROGRAMS * self.group, 1 if role == "decode" else _TILE
+        if graph_rows:
+            longest = graph_tokens - graph_rows + 1
+        tile = next((size for size in (16, 64) if longest * self.group <= size), _TILE if self.head_dim < 256 else 64)
+        if graph_rows:
+            tiles = -(-graph_tokens * self.group // tile) + graph_rows - 1
+            programs = max(programs, tiles * self.num_heads)
+        return programs * tile * (self.head_dim + 1) * 4 <= WORKSPACE_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -84,115 +126,136 @@ class Buffers:
     indices: Tensor  # as long as the longest rows' pages
 
 
-class Wrapper(Protocol):
-    def plan(self, rows: Rows) -> None: ...
+class Wrapper:
+    """One of FlashInfer's wrappers, which is planned for one step after the other.
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    Args:
+        inner: FlashInfer's.
+        plan: hands it the rows of a step.
+        inputs: what it takes of queries, keys and values.
+    """
 
-
-class Decode:
-    """Rows of one query each."""
-
-    def __init__(self, device: Device, workspace: Tensor, kind: Kind, buffers: Buffers | None = None) -> None:
-        options = {}
-        if buffers is not None:
-            options = {
-                "use_cuda_graph": True,
-                "paged_kv_indptr_buffer": buffers.kv_indptr,
-                "paged_kv_indices_buffer": buffers.indices,
-                "paged_kv_last_page_len_buffer": buffers.last_page_len,
-            }
-        use_tensor_cores = kind.num_heads // kind.num_kv_heads >= _TENSOR_CORE_GROUP
-        self._wrapper = BatchDecodeWithPagedKVCacheWrapper(
-            workspace, _LAYOUT, use_tensor_cores=use_tensor_cores, **options
-        )
-        self._kind = kind
-        self._buffers = buffers
-        self._is_planned = False
+    def __init__(
+        self,
+        device: Device,
+        inner: Any,
+        plan: Callable[[Rows], None],
+        inputs: Callable[[Tensor, Tensor, Tensor], tuple[Any, ...]],
+    ) -> None:
+        self._inner, self._plan, self._inputs = inner, plan, inputs
         self._copied: Event = device.event()
 
     def plan(self, rows: Rows) -> None:
         self._copied.synchronize()
+        self._plan(rows)
+        self._copied.record()
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A new ``[T, H, Dv]``."""
+        out = q.new_empty(*q.shape[:2], v.shape[3])  # FlashInfer would fill with zeros what it makes itself
+        answer: Tensor = self._inner.run(*self._inputs(q, k, v), out=out)
+        return answer
+
+    def run_part(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `run`, and float32 ``[T, H]``, the logarithms (base 2) of the sums of weights."""
+        out = q.new_empty(*q.shape[:2], v.shape[3])
+        part: tuple[Tensor, Tensor] = self._inner.run(*self._inputs(q, k, v), out=out, return_lse=True)
+        return part
+
+
+def merge(part: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over the keys of two `Wrapper.run_part`, in the place of the first."""
+    merge_state_in_place(*part, *other)
+    return part[0]
+
+
+def make_wrapper(device: Device, workspace: Tensor, kind: Kind, role: Role, buffers: Buffers | None = None) -> Wrapper:
+    """What computes rows of one role.
+
+    Args:
+        workspace: `WORKSPACE_BYTES`, zero before it is used first.
+        buffers: for use in a captured graph, whose rows stay as many as theirs.
+    """
+    if kind.latent_dim:
+        return _latents(device, workspace, kind, role, buffers)
+    make = _decode if role == "decode" else _prefill
+    return make(device, workspace, kind, role, buffers)
+
+
+def _decode(device: Device, workspace: Tensor, kind: Kind, role: Role, buffers: Buffers | None) -> Wrapper:
+    options: dict[str, Any] = {}
+    if buffers is not None:
+        options = {
+            "use_cuda_graph": True,
+            "paged_kv_indptr_buffer": buffers.kv_indptr,
+            "paged_kv_indices_buffer": buffers.indices,
+            "paged_kv_last_page_len_buffer": buffers.last_page_len,
+        }
+    use_tensor_cores = kind.group >= _TENSOR_CORE_GROUP
+    inner = BatchDecodeWithPagedKVCacheWrapper(workspace, _LAYOUT, use_tensor_cores=use_tensor_cores, **options)
+    is_planned = False
+
+    def plan(rows: Rows) -> None:
+        nonlocal is_planned
         lengths = (rows.kv_indptr, rows.indices, rows.last_page_len)
-        if self._buffers is not None and self._is_planned:
+        if buffers is not None and is_planned:
             # The buffers are in place: what is left is FlashInfer's own plan, without the checks of the first.
-            self._buffers.kv_indptr.copy_(rows.kv_indptr, non_blocking=True)
-            self._buffers.last_page_len.copy_(rows.last_page_len, non_blocking=True)
-            fast_decode_plan(self._wrapper, *lengths, *self._kind.shape, **self._kind.options)
+            buffers.kv_indptr.copy_(rows.kv_indptr, non_blocking=True)
+            buffers.last_page_len.copy_(rows.last_page_len, non_blocking=True)
+            fast_decode_plan(inner, *lengths, *kind.shape, **kind.options)
         else:
-            self._wrapper.plan(*lengths, *self._kind.shape, **self._kind.options)
-        self._is_planned = True
-        self._copied.record()
+            inner.plan(*lengths, *kind.shape, **kind.options)
+        is_planned = True
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = self._wrapper.run(q, (k, v))
-        return out
+    return Wrapper(device, inner, plan, _pages)
 
 
-class Prefill:
-    """Rows of any number of queries, each of which sees its row's keys up to its own."""
+def _prefill(device: Device, workspace: Tensor, kind: Kind, role: Role, buffers: Buffers | None) -> Wrapper:
+    options: dict[str, Any] = {}
+    if buffers is not None:
+        options = {
+            "use_cuda_graph": True,
+            "qo_indptr_buf": buffers.qo_indptr,
+            "paged_kv_indptr_buf": buffers.kv_indptr,
+            "paged_kv_indices_buf": buffers.indices,
+            "paged_kv_last_page_len_buf": buffers.last_page_len,
+        }
+    backend = "auto" if role == "long" else "fa2"
+    inner = BatchPrefillWithPagedKVCacheWrapper(workspace, _LAYOUT, backend=backend, **options)
 
-    def __init__(self, device: Device, workspace: Tensor, kind: Kind, buffers: Buffers | None = None) -> None:
-        options = {}
-        if buffers is not None:
-            options = {
-                "use_cuda_graph": True,
-                "qo_indptr_buf": buffers.qo_indptr,
-                "paged_kv_indptr_buf": buffers.kv_indptr,
-                "paged_kv_indices_buf": buffers.indices,
-                "paged_kv_last_page_len_buf": buffers.last_page_len,
-            }
-        self._wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, _LAYOUT, **options)
-        self._kind = kind
-        self._copied: Event = device.event()
+    def plan(rows: Rows) -> None:
+        arrays = (rows.qo_indptr, rows.kv_indptr, rows.indices, rows.last_page_len)
+        is_causal, longest = role != "prefix", rows.longest
+        inner.plan(*arrays, *kind.shape, causal=is_causal, max_token_per_sequence=longest, **kind.options)
 
-    def plan(self, rows: Rows) -> None:
-        self._copied.synchronize()
-        self._wrapper.plan(
-            *(rows.qo_indptr, rows.kv_indptr, rows.indices, rows.last_page_len),
-            *self._kind.shape,
-            causal=True,
-            max_token_per_sequence=rows.longest,
-            **self._kind.options,
-        )
-        self._copied.record()
-
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = self._wrapper.run(q, (k, v))
-        return out
+    return Wrapper(device, inner, plan, _pages)
 
 
-class Latents:
-    """Rows of any number of queries over latents; values are the beginnings of the keys."""
+def _latents(device: Device, workspace: Tensor, kind: Kind, role: Role, buffers: Buffers | None) -> Wrapper:
+    options: dict[str, Any] = {}
+    if buffers is not None:
+        options = {
+            "use_cuda_graph": True,
+            "qo_indptr": buffers.qo_indptr,
+            "kv_indptr": buffers.kv_indptr,
+            "kv_indices": buffers.indices,
+            "kv_len_arr": buffers.kv_lens,
+        }
+    inner, size = BatchMLAPagedAttentionWrapper(workspace, **options), kind.latent_dim
 
-    def __init__(self, device: Device, workspace: Tensor, kind: Kind, buffers: Buffers | None = None) -> None:
-        options = {}
-        if buffers is not None:
-            options = {
-                "use_cuda_graph": True,
-                "qo_indptr": buffers.qo_indptr,
-                "kv_indptr": buffers.kv_indptr,
-                "kv_indices": buffers.indices,
-                "kv_len_arr": buffers.kv_lens,
-            }
-        self._wrapper = BatchMLAPagedAttentionWrapper(workspace, **options)
-        self._kind = kind
-        self._copied: Event = device.event()
-
-    def plan(self, rows: Rows) -> None:
-        kind = self._kind
-        self._copied.synchronize()
-        self._wrapper.plan(
+    def plan(rows: Rows) -> None:
+        inner.plan(
             *(rows.qo_indptr, rows.kv_indptr, rows.indices, rows.kv_lens),
-            *(kind.num_heads, kind.latent_dim, kind.head_dim - kind.latent_dim, kind.page_size),
-            True,  # causal
-            kind.scale,
-            kind.dtype,
-            kind.dtype,
+            *(kind.num_heads, size, kind.head_dim - size, kind.page_size),
+            role != "prefix",  # causal
+            *(kind.scale, kind.dtype, kind.dtype),
         )
-        self._copied.record()
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        size = self._kind.latent_dim
-        out: Tensor = self._wrapper.run(q[..., :size], q[..., size:], v[:, 0], k[:, 0, :, size:])
-        return out
+    def inputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+        return q[..., :size], q[..., size:], v[:, 0], k[:, 0, :, size:]
+
+    return Wrapper(device, inner, plan, inputs)
+
+
+def _pages(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+    return q, (k, v)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.triton.attention_shared import FIRST_SPLIT, Sharing, split_size
 from sgl.kernels.triton.device import INTERPRETED, Block, Pointer, Scalar
 from sgl.kernels.triton.launch import bound
@@ -397,16 +398,6 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """How scores become weights; see `AttentionBackend.run`."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None  # float32 [H]
-
-
-@dataclass(frozen=True, slots=True)
 class Shape:
     """Of queries and of what they meet, and how tiles are cut for it."""
 
@@ -457,9 +448,9 @@ class Shape:
         return min(max(_power_of_2(_PROGRAMS * self.group // self.heads), 4), most)
 
     @property
-    def split_bytes(self) -> int:
-        """What is kept of a tile's splits until they are merged."""
-        return self.split_tokens * self.heads * self.splits * (self.value_dim + 2) * 4
+    def split_token_bytes(self) -> int:
+        """What is kept of a token's splits until they are merged."""
+        return self.heads * self.splits * (self.value_dim + 2) * 4
 
 
 def prefill(q: Tensor, pages: Pages, rules: Rules, tiles: Tensor, out: Tensor) -> None:
@@ -494,7 +485,7 @@ def decode(
     """
     shape, count = Shape.of(q, pages.k, pages.v), len(tiles)
     if sharing is None:
-        fitting = most_bytes // shape.split_bytes // _TILES_TOGETHER * _TILES_TOGETHER
+        fitting = most_bytes // (shape.split_tokens * shape.split_token_bytes) // _TILES_TOGETHER * _TILES_TOGETHER
         count = min(count, max(fitting, _TILES_TOGETHER))
     sizes = min(num_tokens, count * shape.split_tokens), shape.heads, shape.splits
     parts = torch.empty(*sizes, shape.value_dim, dtype=torch.float32, device=q.device)

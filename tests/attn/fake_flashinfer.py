@@ -5,6 +5,7 @@ Checks what the real ones leave to the caller: types, sizes, and that a captured
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+Part = tuple[Tensor, Tensor]
+"""Values, and the logarithms (base 2) of the sums of their weights."""
+
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, last_page_len: int, causal: bool, options: dict[str, Any]
-) -> Tensor:
+) -> Part:
     """One request: q ``[n, H, D]`` at the end of the keys in the pages ``indices`` ``[num_pages, Hkv, page, D]``."""
     page_size, group = k.shape[2], q.shape[1] // k.shape[1]
     assert 1 <= last_page_len <= page_size
@@ -29,12 +33,22 @@ def attend(
     if cap > 0:
         scores = cap * (scores / cap).tanh()
     query, key = torch.arange(num_keys - len(q), num_keys)[:, None], torch.arange(num_keys)
-    assert causal or len(q) == 1
-    hidden = key > query
+    hidden = (key > query) & causal
     if options["window_left"] >= 0:
         hidden |= key < query - options["window_left"]
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    values = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q.dtype)
+    return values, (scores.logsumexp(-1).T / math.log(2)).float().contiguous()
+
+
+def answer(parts: list[Part], width: int, out: Tensor | None, return_lse: bool) -> Any:
+    """What `run` returns for all requests: values as wide as ``width``, and logarithms of base 2."""
+    values, sums = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    values = values[..., :width].contiguous()
+    if out is not None:
+        assert out.shape == values.shape and out.dtype == values.dtype and out.is_contiguous()
+        values = out.copy_(values)
+    return (values, sums) if return_lse else values
 
 
 class Paged:
@@ -84,7 +98,9 @@ class BatchDecodeWithPagedKVCacheWrapper(Paged):
     def plan(self, indptr: Tensor, indices: Tensor, last_page_len: Tensor, *shape: int, **options: Any) -> None:
         self.set([indptr, last_page_len, indices], shape, options)
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+    def run(
+        self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], out: Tensor | None = None, return_lse: bool = False
+    ) -> Any:
         self.check(q, paged_kv_cache[0])
         starts, last, indices = self.buffers
         assert len(q) == len(last)
@@ -92,7 +108,7 @@ class BatchDecodeWithPagedKVCacheWrapper(Paged):
             attend(q[n : n + 1], *paged_kv_cache, indices[starts[n] : starts[n + 1]], int(last[n]), False, self.options)
             for n in range(len(q))
         ]
-        return torch.cat(rows)
+        return answer(rows, q.shape[2], out, return_lse)
 
 
 def fast_decode_plan(
@@ -118,7 +134,9 @@ class BatchPrefillWithPagedKVCacheWrapper(Paged):
         paged_kv_indptr_buf: Tensor | None = None,
         paged_kv_indices_buf: Tensor | None = None,
         paged_kv_last_page_len_buf: Tensor | None = None,
+        backend: str = "auto",
     ) -> None:
+        assert backend in ("auto", "fa2")
         buffers = (qo_indptr_buf, paged_kv_indptr_buf, paged_kv_last_page_len_buf, paged_kv_indices_buf)
         super().__init__(float_workspace_buffer, kv_layout, use_cuda_graph, *buffers)
 
@@ -137,7 +155,9 @@ class BatchPrefillWithPagedKVCacheWrapper(Paged):
         self.causal = causal
         self.set([qo_indptr, paged_kv_indptr, paged_kv_last_page_len, paged_kv_indices], shape, options)
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+    def run(
+        self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], out: Tensor | None = None, return_lse: bool = False
+    ) -> Any:
         self.check(q, paged_kv_cache[0])
         queries, starts, last, indices = self.buffers
         assert len(q) == int(queries[-1])
@@ -148,7 +168,7 @@ class BatchPrefillWithPagedKVCacheWrapper(Paged):
             )
             for n in range(len(last))
         ]
-        return torch.cat(rows)
+        return answer(rows, q.shape[2], out, return_lse)
 
 
 class BatchMLAPagedAttentionWrapper(Paged):
@@ -180,13 +200,22 @@ class BatchMLAPagedAttentionWrapper(Paged):
         kv_data_type: torch.dtype,
         use_profiler: bool = False,
     ) -> None:
-        assert causal and q_data_type == kv_data_type
+        assert q_data_type == kv_data_type
+        self.causal = causal
         options = {"sm_scale": sm_scale, "logits_soft_cap": None, "window_left": -1, "dtype": q_data_type}
         self.set(
             [qo_indptr, kv_indptr, kv_len_arr, kv_indices], (num_heads, head_dim_ckv, head_dim_kpe, page_size), options
         )
 
-    def run(self, q_nope: Tensor, q_pe: Tensor, ckv_cache: Tensor, kpe_cache: Tensor) -> Tensor:
+    def run(
+        self,
+        q_nope: Tensor,
+        q_pe: Tensor,
+        ckv_cache: Tensor,
+        kpe_cache: Tensor,
+        out: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> Any:
         heads, ckv, kpe, page_size = self.shape
         assert q_nope.shape[1:] == (heads, ckv) and q_pe.shape[1:] == (heads, kpe)
         assert ckv_cache.shape[1:] == (page_size, ckv) and kpe_cache.shape[1:] == (page_size, kpe)
@@ -197,13 +226,26 @@ class BatchMLAPagedAttentionWrapper(Paged):
         for n, length in enumerate(lens.tolist()):
             pages = indices[starts[n] : starts[n + 1]]
             last = length - (len(pages) - 1) * page_size
-            rows.append(attend(q[queries[n] : queries[n + 1]], k, k, pages, last, True, self.options)[..., :ckv])
-        return torch.cat(rows)
+            rows.append(attend(q[queries[n] : queries[n + 1]], k, k, pages, last, self.causal, self.options))
+        return answer(rows, ckv, out, return_lse)
+
+
+def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor) -> None:
+    assert all(x.is_contiguous() for x in (v, s, v_other, s_other))
+    assert v.shape == v_other.shape and s.shape == s_other.shape == v.shape[:2]
+    assert s.dtype == s_other.dtype == torch.float32
+    both = torch.stack((s, s_other)).double() * math.log(2)
+    weights = both.softmax(0)[..., None]
+    v.copy_(weights[0] * v.double() + weights[1] * v_other.double())
+    s.copy_(both.logsumexp(0) / math.log(2))
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``import flashinfer`` find this."""
-    decode, prefill, mla = (ModuleType(f"flashinfer.{name}") for name in ("decode", "prefill", "mla"))
+    cascade, decode, prefill, mla = (
+        ModuleType(f"flashinfer.{name}") for name in ("cascade", "decode", "prefill", "mla")
+    )
+    cascade.__dict__["merge_state_in_place"] = merge_state_in_place
     decode.__dict__.update(
         BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan=fast_decode_plan
     )
@@ -211,10 +253,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     prefill.__dict__["BatchPrefillWithPagedKVCacheWrapper"] = BatchPrefillWithPagedKVCacheWrapper
     for name, module in (
         ("flashinfer", ModuleType("flashinfer")),
+        (cascade.__name__, cascade),
         (decode.__name__, decode),
         (prefill.__name__, prefill),
         (mla.__name__, mla),
     ):
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("sgl.kernels.flashinfer.attention", "sgl.engine.attn.flashinfer"):
+    for name in ("sgl.kernels.flashinfer.attention", "sgl.engine.attn.parts", "sgl.engine.attn.flashinfer"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.attn.cpu import CpuBackend
+from sgl.kernels.ops.attention import Rules
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Shape:
     softcap: float | None = None
     sinks: bool = False
     int8: bool = False
+    latent_dim: int = 0  # how many numbers of a key are its value, 0: it has a value of its own
     sharing: Sequence[int] = ()
     shared: int = 0
 
@@ -48,20 +50,20 @@ class Scene:
     sinks: Tensor | None
     cache: KVLayer
     batch: ForwardBatch
-    rules: tuple[Any, ...] = field(init=False)
+    rules: Rules = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rules = (self.shape.dim**-0.5, self.shape.window, self.shape.softcap, self.sinks)
+        self.rules = Rules(self.shape.dim**-0.5, self.shape.window, self.shape.softcap, self.sinks)
 
     def run(self, backend: CpuBackend) -> Tensor:
-        return backend.run(self.q, self.cache, self.batch, *self.rules)
+        return backend.run(self.q, self.cache, self.batch, self.rules)
 
     def run_alone(self, backend: CpuBackend, row: int, token: int) -> Tensor:
         """The answer to one token of a row, computed in a step of its own."""
         start = int(self.batch.cu_q[row])
         table = self.batch.page_table[0][row : row + 1].contiguous()
         alone = make_batch([1], [self.shape.past[row] + token], table, self.shape.page_size)
-        return backend.run(self.q[start + token : start + token + 1], self.cache, alone, *self.rules)[0]
+        return backend.run(self.q[start + token : start + token + 1], self.cache, alone, self.rules)[0]
 
 
 def make_batch(new: Sequence[int], past: Sequence[int], table: Tensor, page_size: int) -> ForwardBatch:
@@ -97,22 +99,26 @@ def make_scene(backend: CpuBackend, shape: Shape, seed: int = 0) -> Scene:
         table[row, : shape.shared // size] = table[first, : shape.shared // size]
         for tensors in (keys, values):
             tensors[row][: shape.shared] = tensors[first][: shape.shared]
+    if shape.latent_dim:
+        values = [key[..., : shape.latent_dim] for key in keys]
     cache = _poisoned_cache(shape, len(pages))
     backend.store(torch.cat(keys), torch.cat(values), cache, make_batch(lengths, [0] * len(lengths), table, size))
     if shape.int8:
         keys, values = ([_rounded(x) for x in tensors] for tensors in (keys, values))
+        values = [key[..., : shape.latent_dim] for key in keys] if shape.latent_dim else values
     q = torch.randn(sum(shape.new), shape.heads, shape.dim, generator=generator).bfloat16()
     sinks = torch.randn(shape.heads, generator=generator) * 3 if shape.sinks else None
     return Scene(shape, q, keys, values, sinks, cache, make_batch(shape.new, shape.past, table, size))
 
 
 def _poisoned_cache(shape: Shape, num_pages: int) -> KVLayer:
-    places = (num_pages, shape.kv_heads, shape.page_size)
-    nan = torch.full((*places, shape.dim), torch.nan, dtype=torch.bfloat16)
-    if not shape.int8:
-        return KVLayer(nan, nan.clone())
-    bytes_, scales = torch.full((*places, shape.dim), 0x55, dtype=torch.int8), torch.full(places, torch.nan)
-    return KVLayer(bytes_, bytes_.clone(), 0, scales, scales.clone())
+    def fill(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.full(size, 0x55 if dtype == torch.int8 else torch.nan, dtype=dtype)
+
+    kind: Literal["full", "mla"] = "mla" if shape.latent_dim else "full"
+    quantized = torch.int8 if shape.int8 else None
+    spec = KVSpec(kind, shape.kv_heads, shape.dim, torch.bfloat16, None, quantized, shape.latent_dim)
+    return KVLayer.make(spec, num_pages, shape.page_size, fill)
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -123,19 +129,19 @@ def _rounded(x: Tensor) -> Tensor:
 
 def definition(scene: Scene, row: int) -> Tensor:
     """softmax(q k^T) v of one row in float64."""
-    shape, (scale, window, softcap, sinks) = scene.shape, scene.rules
+    shape, rules = scene.shape, scene.rules
     start, stop = scene.batch.cu_q[row : row + 2].tolist()
     q = scene.q[start:stop].double().transpose(0, 1)
     group = shape.heads // shape.kv_heads
     k, v = (x[row].double().transpose(0, 1).repeat_interleave(group, 0) for x in (scene.keys, scene.values))
     query, key = scene.batch.positions[start:stop, None], torch.arange(k.shape[1])
-    hidden = (key > query) | (key <= query - (window or 10**9))
-    scores = q @ k.transpose(1, 2) * scale
-    if softcap is not None:
-        scores = softcap * (scores / softcap).tanh()
+    hidden = (key > query) | (key <= query - (rules.window or 10**9))
+    scores = q @ k.transpose(1, 2) * rules.scale
+    if rules.softcap is not None:
+        scores = rules.softcap * (scores / rules.softcap).tanh()
     scores = scores.masked_fill(hidden, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat((scores, sinks.double()[:, None, None].expand(*scores.shape[:2], 1)), -1)
+    if rules.sinks is not None:
+        scores = torch.cat((scores, rules.sinks.double()[:, None, None].expand(*scores.shape[:2], 1)), -1)
     return (scores.softmax(-1)[..., : k.shape[1]] @ v).transpose(0, 1)
 
 
@@ -150,7 +156,7 @@ def random_shape(seed: int) -> Shape:
     sharing = rng.sample(range(num_rows), rng.randint(0, num_rows))
     shared = rng.choice([64, 128, 200, 530]) // size * size
     lengths = [n + p for n, p in zip(new, past, strict=True)]
-    return Shape(
+    shape = Shape(
         new,
         past,
         heads=kv_heads * rng.choice([1, 2, 3, 7, 8, 13]),
@@ -164,3 +170,4 @@ def random_shape(seed: int) -> Shape:
         sharing=[row for row in sharing if lengths[row] >= shared],
         shared=shared,
     )
+    return replace(shape, latent_dim=rng.choice([0, 0, shape.dim - 16]))

@@ -29,9 +29,10 @@ def guarded(num_bytes: int) -> int:
     return int(address)
 
 
-def attend(length: int, is_int8: bool) -> None:
+def attend(length: int, is_int8: bool, latent: int) -> None:
     """One head of one request whose first tokens are on the cache's last page."""
     k, v = (guarded(NUM_PAGES * PAGE_SIZE * DIM * (1 if is_int8 else 2)) for _ in "kv")
+    v = k if latent else v
     scales = torch.full((NUM_PAGES * PAGE_SIZE,), 0.01)
     scale_places = (scales.data_ptr(), scales.data_ptr()) if is_int8 else (None, None)
     q, out = torch.randn(1, DIM).bfloat16(), torch.zeros(1, DIM, dtype=torch.bfloat16)
@@ -40,15 +41,16 @@ def attend(length: int, is_int8: bool) -> None:
     native.library().sgl_attention(
         *(q.data_ptr(), DIM, k, v, *scale_places),
         *(cu_q.data_ptr(), lengths.data_ptr(), table.data_ptr(), NUM_PAGES),
-        *(1, 1, 1, DIM, PAGE_SIZE, 0.1, 0.0, None, 0, out.data_ptr()),
+        *(1, 1, 1, DIM, PAGE_SIZE, latent, 0.1, 0.0, None, 0, out.data_ptr()),
     )
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("latent", [0, 48])
 @pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("length", [1, 5, 16, 40, 64])
-def test_nothing_is_read_behind_the_cache(length: int, is_int8: bool) -> None:
-    code = f"from tests.attn.test_bounds import attend; attend({length}, {is_int8})"
+def test_nothing_is_read_behind_the_cache(length: int, is_int8: bool, latent: int) -> None:
+    code = f"from tests.attn.test_bounds import attend; attend({length}, {is_int8}, {latent})"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False

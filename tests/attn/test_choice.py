@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_plain_torch_computes_all_of_it(case: Case, known: bool) -> None:
     backend = TorchNativeBackend(CpuDevice(), bind("cpu", "generic", torch.float32))
     scene = make_scene(case, torch.float32, torch.device("cpu"), clean=True)
     if not known:
-        scene.batch = replace(scene.batch, host_seq_lens=None)
+        scene.batch = replace(scene.batch, host=None)
     assert error(scene.run(backend), scene.truth(), torch.float32) <= 1
 
 
@@ -109,21 +110,30 @@ def test_flashinfer_takes_what_is_passed() -> None:
     """The signatures that the stand-in of the other tests imitates."""
     import inspect
 
-    from flashinfer import decode, mla, prefill
+    from flashinfer import cascade, decode, mla, prefill
+
+    def names(fn: Callable[..., object]) -> set[str]:
+        return set(inspect.signature(fn).parameters)
 
     assert list(inspect.signature(mla.BatchMLAPagedAttentionWrapper.plan).parameters)[1:13] == [
         *("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr", "num_heads", "head_dim_ckv", "head_dim_kpe"),
         *("page_size", "causal", "sm_scale", "q_data_type", "kv_data_type"),
     ]
     options = {"sm_scale", "window_left", "logits_soft_cap", "q_data_type", "kv_data_type"}
-    for plan in (
-        decode.BatchDecodeWithPagedKVCacheWrapper.plan,
-        decode.fast_decode_plan,
-        prefill.BatchPrefillWithPagedKVCacheWrapper.plan,
-    ):
-        assert options <= set(inspect.signature(plan).parameters)
+    prefill_plan = prefill.BatchPrefillWithPagedKVCacheWrapper.plan
+    for plan in (decode.BatchDecodeWithPagedKVCacheWrapper.plan, decode.fast_decode_plan, prefill_plan):
+        assert options <= names(plan)
+    assert {"causal", "max_token_per_sequence"} <= names(prefill_plan)
     shape = ["num_qo_heads", "num_kv_heads", "head_dim", "page_size"]
     assert list(inspect.signature(decode.fast_decode_plan).parameters)[:8] == [
         *("self", "indptr", "indices", "last_page_len"),
         *shape,
     ]
+    wrappers = (
+        decode.BatchDecodeWithPagedKVCacheWrapper,
+        prefill.BatchPrefillWithPagedKVCacheWrapper,
+        mla.BatchMLAPagedAttentionWrapper,
+    )
+    for wrapper in wrappers:
+        assert {"out", "return_lse"} <= names(wrapper.run) and {"use_cuda_graph", "backend"} <= names(wrapper.__init__)
+    assert list(inspect.signature(cascade.merge_state_in_place).parameters)[:4] == ["v", "s", "v_other", "s_other"]

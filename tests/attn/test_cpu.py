@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,10 @@ SHAPES = [
     Shape([33, 1], [1, 2047], heads=5, kv_heads=1, dim=256, page_size=48),
     Shape([1, 2, 30], [1100, 30, 700], heads=14, int8=True),
     Shape([1] * 9, [700 + 9 * i for i in range(9)], heads=14, sharing=range(9), shared=640),
+    Shape([1, 1, 30], [900, 70, 15], heads=16, kv_heads=1, dim=576, latent_dim=512),
+    Shape(
+        [1] * 5 + [4], [600] * 6, heads=20, kv_heads=1, dim=80, latent_dim=64, int8=True, sharing=range(5), shared=576
+    ),
     Shape([1, 40, 1, 9], [600] * 4, heads=16, kv_heads=1, int8=True, sharing=(3, 0, 1), shared=576, window=300),
 ]
 
@@ -75,6 +80,8 @@ def test_every_instruction_set(isa: str, int8: bool) -> None:
         shape = Shape([40, 1, 1], [20, 1100, 600], heads=14, int8=int8, softcap=5.0, sinks=True)
         check(backend, make_scene(backend, shape))
         check(backend, make_scene(backend, Shape([1] * 4, [80] * 4, dim=16, int8=int8, sharing=range(4), shared=64)))
+        latents = Shape([1, 30], [130, 5], heads=8, kv_heads=1, dim=112, int8=int8, latent_dim=96)
+        check(backend, make_scene(backend, latents))
 
 
 def test_a_prefix_of_other_pages_with_the_same_tokens_changes_no_bit() -> None:
@@ -99,6 +106,10 @@ def test_says_why_it_cannot_compute_a_layer() -> None:
     assert "--page-size" in why_not([fits], 8)
     assert "bfloat16" in why_not([KVSpec("full", 2, 64, torch.float32)], 16)
     assert "dimensions" in why_not([KVSpec("full", 2, 20, torch.bfloat16)], 16)
+    latents = KVSpec("mla", 1, 576, torch.bfloat16, latent_dim=512)
+    assert why_not([latents], 16) == ""
+    for head_dim, latent_dim in ((592, 512), (576, 500), (570, 512)):
+        assert "latents (MLA)" in why_not([replace(latents, head_dim=head_dim, latent_dim=latent_dim)], 16)
 
 
 def test_an_int8_cache_takes_less_memory_and_the_cpu_backend() -> None:

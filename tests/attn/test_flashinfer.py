@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
 
+from sgl.engine.attn.backend import Traits
 from sgl.engine.attn.batch import KVSpec
 from sgl.engine.attn.checks import CASES, Case, error, make_scene, replay
 from sgl.engine.attn.torch_native import TorchNativeBackend
@@ -24,19 +24,25 @@ if TYPE_CHECKING:
 pytest.importorskip("triton")
 
 DEVICE, CPU = CpuDevice(), torch.device("cpu")
-PLANNED = [case for case in CASES if not case.sinks and case.quantized is None]
+PLANNED = [
+    case
+    for case in CASES
+    if not case.sinks and case.quantized is None and (case.latent_dim or case.heads <= 16 * case.kv_heads)
+]
 
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashInferBackend]:
     fake_flashinfer.install(monkeypatch)
-    backend = importlib.import_module("sgl.engine.attn.flashinfer").FlashInferBackend(DEVICE)
+    backend = importlib.import_module("sgl.engine.attn.flashinfer").FlashInferBackend(DEVICE, [])
     monkeypatch.setattr(backend, "others", NoOthers())
     yield backend
 
 
 class NoOthers:
     """Where nothing may be left to the Triton kernels but the store."""
+
+    traits = Traits()
 
     def plan(self, batch: object) -> object:
         return batch
@@ -70,7 +76,7 @@ def test_layers_of_two_kinds_have_plans_of_their_own(backend: FlashInferBackend)
     meta = backend.plan(wide.batch)
     backend.store(wide.k, wide.v, wide.kv, meta)
     for scene in (wide, narrow, wide):
-        got = backend.run(scene.q, scene.kv, meta, *scene.rules)
+        got = backend.run(scene.q, scene.kv, meta, scene.rules)
         assert error(got, scene.truth(), torch.float32) <= 1
 
 
@@ -78,13 +84,13 @@ def test_what_it_cannot_do_is_left_to_the_triton_kernels(backend: FlashInferBack
     scene = make_scene(Case("", [1, 1], [20, 30], sinks=True), torch.float32, CPU)
     meta = backend.plan(scene.batch)
     with pytest.raises(NotImplementedError):
-        backend.run(scene.q, scene.kv, meta, *scene.rules)
-    unknown = backend.plan(replace(scene.batch, host_seq_lens=None))
+        backend.run(scene.q, scene.kv, meta, scene.rules)
+    unknown = backend.plan(replace(scene.batch, host=None))
     with pytest.raises(NotImplementedError):
-        backend.run(scene.q, scene.kv, unknown, *scene.rules[:3])
+        backend.run(scene.q, scene.kv, unknown, replace(scene.rules, sinks=None))
     graph = backend.graph_buffers(scene.batch)
-    assert graph is not None and not graph.replan(replace(scene.batch, host_seq_lens=None))
-    assert graph.replan(replace(scene.batch, host_seq_lens=np.array([21, 31])))
+    assert graph is not None and not graph.replan(replace(scene.batch, host=None))
+    assert graph.replan(scene.batch)
 
 
 def test_says_why_it_cannot_compute_a_layer(backend: FlashInferBackend) -> None:
@@ -97,3 +103,63 @@ def test_says_why_it_cannot_compute_a_layer(backend: FlashInferBackend) -> None:
     assert why_not([latents]) == ""
     assert "latents (MLA) of 512" in why_not([replace(latents, head_dim=320, latent_dim=256)])
     assert "--kv-cache-dtype" in why_not([replace(fits, quantized=torch.int8)])
+
+
+SHARED = [case for case in PLANNED if case.shared and 1 in case.new]
+
+
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: case.name)
+def test_reads_pages_in_common_once(backend: FlashInferBackend, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", 1)
+    plan, counts = fake_flashinfer.Paged.set, list[int]()
+
+    def counting(self: fake_flashinfer.Paged, arrays: list[torch.Tensor], *rest: object) -> None:
+        counts.append(len(arrays[-1]))
+        plan(self, arrays, *rest)
+
+    monkeypatch.setattr(fake_flashinfer.Paged, "set", counting)
+    scene = make_scene(case, torch.float32, CPU)
+    assert error(scene.run(backend), scene.truth(), torch.float32) <= 1
+    sharing = sum(new == 1 and past >= case.shared for new, past in zip(case.new, case.past, strict=True))
+    needed = sum(-(-length // case.page_size) for new, length in zip(case.new, case.lengths, strict=True) if new)
+    assert sum(counts) == needed - (sharing - 1) * (case.shared // case.page_size)
+
+
+def test_a_step_that_shares_much_is_not_for_a_graph(
+    backend: FlashInferBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_scene(next(case for case in SHARED if set(case.new) == {1}), torch.float32, CPU)
+    page_bytes = scene.kv.k[0].nbytes + scene.kv.v[0].nbytes
+    spared = sum(past >= scene.case.shared for past in scene.case.past) - 1
+    worth = spared * scene.case.shared // scene.case.page_size * page_bytes
+    monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", worth)
+    with pytest.raises(NotImplementedError):
+        replay(scene, backend, DEVICE)
+    monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", worth + 1)
+    assert error(replay(scene, backend, DEVICE), scene.truth(), torch.float32) <= 1
+
+
+def test_windows_are_read_row_by_row(backend: FlashInferBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", 1)
+    scene = make_scene(Case("", [1, 1], [90, 80], page_size=8, shared=80), torch.float32, CPU)
+    windowed = replace(scene, case=replace(scene.case, window=70))
+    meta = backend.plan(scene.batch)
+    backend.store(scene.k, scene.v, scene.kv, meta)
+    for each in (scene, windowed, scene):
+        got = backend.run(each.q, each.kv, meta, each.rules)
+        assert error(got, each.truth(), torch.float32) <= 1
+
+
+def test_what_does_not_fit_the_workspace_is_left_to_the_triton_kernels(backend: FlashInferBackend) -> None:
+    """By what FlashInfer's scheduler allocates: float32 per head, padded tile, query row and dimension."""
+    kind = importlib.import_module("sgl.kernels.flashinfer.attention").Kind
+    llama = kind(32, 8, 128, 16, torch.bfloat16, 1.0, None, None)
+    assert all(llama.fits(role) for role in ("decode", "short", "long", "prefix"))
+    assert llama.fits("decode", 256, 256) and llama.fits("short", 64, 64 * 5)
+    assert not llama.fits("short", 512, 512 * 5)
+    many_queries = replace(llama, num_heads=71, num_kv_heads=1, head_dim=64)
+    assert not many_queries.fits("prefix") and not many_queries.fits("decode", 256, 256)
+    assert replace(llama, num_heads=8).fits("decode", 4096, 4096), "one head of a group needs no tensor cores"
+    scene = make_scene(Case("", [1, 20], [20, 30], heads=48, kv_heads=1, dim=128), torch.float32, CPU)
+    with pytest.raises(NotImplementedError):
+        scene.run(backend)

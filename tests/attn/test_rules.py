@@ -21,6 +21,7 @@ from sgl.engine.models.loader import Intake
 from sgl.engine.nn.decoder import Model
 from sgl.engine.nn.weights import Build
 from sgl.kernels.cpu import native
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.registry import bind
 from tests.attn.scenes import make_batch
 from tests.models.checkpoints import make_checkpoint
@@ -58,11 +59,12 @@ def test_equals_transformers(name: str, dtype: torch.dtype, softcap: float | Non
     k, v = (torch.randn(sum(lengths), KV_HEADS, DIM).to(dtype) for _ in "kv")
     backend.store(k, v, cache, backend.plan(make_batch(lengths, [0] * len(NEW), table, PAGE)))
     q, sinks = torch.randn(sum(NEW), HEADS, DIM).to(dtype) * 2, torch.randn(HEADS) * 2 if has_sinks else None
-    got = backend.run(q, cache, backend.plan(make_batch(NEW, PAST, table, PAGE)), DIM**-0.5, None, softcap, sinks)
+    meta = backend.plan(make_batch(NEW, PAST, table, PAGE))
+    got = backend.run(q, cache, meta, Rules(DIM**-0.5, None, softcap, sinks))
     rows = zip(*(x.float().split(sizes) for x, sizes in ((q, NEW), (k, lengths), (v, lengths))), strict=True)
     wanted = torch.cat([formula(softcap, sinks, *row) for row in rows])
     torch.testing.assert_close(got.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    plain = backend.run(q, cache, backend.plan(make_batch(NEW, PAST, table, PAGE)), DIM**-0.5, None)
+    plain = backend.run(q, cache, meta, Rules(DIM**-0.5))
     assert (plain.float() - wanted).abs().max() > 0.1
 
 

@@ -47,7 +47,7 @@ def stored(case: Case, dtype: torch.dtype) -> Scene:
 
 
 def attend(backend: TritonBackend, scene: Scene) -> torch.Tensor:
-    return backend.run(scene.q, scene.kv, backend.plan(scene.batch), *scene.rules)
+    return backend.run(scene.q, scene.kv, backend.plan(scene.batch), scene.rules)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -67,7 +67,8 @@ MODELS = [
     *((family, "none", "") for family in (*FAMILIES, "qwen2_moe")),
     *(("qwen2", format, "") for format in (*FORMATS, "int8wo")),
     ("gpt2", "int8", ""),
-    *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2")),
+    *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2", "deepseek_v2")),
+    ("deepseek_v3", "none", ""),
 ]
 
 

@@ -16,6 +16,7 @@ from sgl.engine.models.loader import read_config
 from sgl.engine.models.registry import family_of
 from sgl.engine.nn.spec import ModelSpec, MoeSpec
 from sgl.engine.runtime.kv import kv_bytes_per_page
+from sgl.kernels.cpu import native
 from tests.models import oracle
 from tests.models.checkpoints import edit_config, make_checkpoint
 from tests.models.paged import Paged
@@ -102,6 +103,17 @@ def test_a_quantized_cache_stays_close(dtype: torch.dtype, tmp_path: Path) -> No
     assert paged.model.kv_specs[0].bytes_per_token == 48 + 4
     error = float((paged.prompt(PROMPT, 7) - wanted).norm() / wanted.norm())
     assert 1e-4 < error < 0.1
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["bf16", "int8"])
+def test_the_cpu_kernels_compute_latents(kv_dtype: torch.dtype | None, tmp_path: Path) -> None:
+    """Without experts, of which a little noise may choose others."""
+    path = make_checkpoint("deepseek_v3", tmp_path / "dense", tokenizer=False, first_k_dense_replace=3)
+    paged = Paged(path, BF16, page_size=16, backend="cpu", loading={"kv_dtype": kv_dtype})
+    truth = oracle.true_bf16_logits(path, PROMPT)
+    assert (paged.prompt(PROMPT) - truth).abs().max() < (2e-2 if kv_dtype is None else 5e-2) * truth.abs().max()
+    assert torch.equal(paged.prompt(PROMPT, chunk=7), paged.prompt(PROMPT))
 
 
 def test_experts_stand_where_the_configuration_says(v3: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.attn.torch_native import TorchNativeBackend
 from sgl.engine.base.device import CpuDevice
+from sgl.kernels.ops.attention import Rules
 from sgl.kernels.registry import bind
 
 HEADS, KV_HEADS, DIM, SCALE = 6, 2, 16, 0.3
@@ -78,7 +79,7 @@ def test_matches_float64(rows: list[tuple[int, int]], page_size: int, window: in
         meta = backend.plan(batch)
         new = [torch.cat([row[i][s - n : s] for row, (n, s) in zip(past, lens, strict=True)]) for i in (0, 1)]
         backend.store(new[0], new[1], kv, meta)
-        return list(backend.run(torch.cat(q), kv, meta, SCALE, window).split([n for n, _ in lens]))
+        return list(backend.run(torch.cat(q), kv, meta, Rules(SCALE, window)).split([n for n, _ in lens]))
 
     if any(s > q for q, s in rows):
         before = [(max(s - q, 1), max(s - q, 1)) for q, s in rows]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.backend import Captured, GraphBackend
+from sgl.engine.attn.backend import Captured, GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer
+from sgl.kernels.ops.attention import Rules
 
 
 class DenseBackend:
     """See `AttentionBackend`. The oracle of captures: they may not change what it computes."""
 
-    native_pages = False
-    plans_on_host = False
+    traits = Traits()
 
     def plan(self, batch: ForwardBatch) -> ForwardBatch:
         return batch
@@ -23,24 +23,15 @@ class DenseBackend:
         kv.k[page, :, place] = k
         kv.v[page, :, place] = v
 
-    def run(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        meta: ForwardBatch,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        assert window is None and softcap is None and sinks is None
+    def run(self, q: Tensor, kv: KVLayer, meta: ForwardBatch, rules: Rules) -> Tensor:
+        assert rules == Rules(rules.scale)
         row = torch.searchsorted(meta.cu_q, torch.arange(len(q), dtype=torch.int32), right=True) - 1
         pages = meta.page_table[kv.group][row].long()  # [T, P]
         group = q.shape[1] // kv.k.shape[1]
         k, v = (
             part[pages].transpose(1, 2).flatten(2, 3).repeat_interleave(group, 1) for part in (kv.k, kv.v)
         )  # [T, H, S, D]
-        scores = (k @ q[..., None]).squeeze(-1) * scale  # [T, H, S]
+        scores = (k @ q[..., None]).squeeze(-1) * rules.scale  # [T, H, S]
         visible = torch.arange(k.shape[2]) <= meta.positions[:, None]
         weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
         return (weights[:, :, None] @ v).squeeze(2)

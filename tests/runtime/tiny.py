@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl.engine.attn.backend import Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 
 VOCAB_SIZE, HIDDEN, MAX_LEN = 61, 16, 256
@@ -16,7 +17,7 @@ VOCAB_SIZE, HIDDEN, MAX_LEN = 61, 16, 256
 class NoBackend:
     """The tiny model attends by itself."""
 
-    native_pages = plans_on_host = False
+    traits = Traits()
 
 
 class TinyModel:

@@ -1,0 +1,50 @@
+"""Which rows are computed together, against all rows that could be."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from sgl.engine.attn.prefixes import Tables
+
+
+def common(tables: list[list[int]]) -> int:
+    pairs = zip(*tables, strict=False)
+    return next((n for n, column in enumerate(pairs) if len(set(column)) > 1), min(map(len, tables)))
+
+
+def random_tables(rng: random.Random) -> list[list[int]]:
+    """Of a few rows that branch off each other here and there; numbers are pages that never come twice."""
+    fresh = iter(range(10_000))
+    tables: list[list[int]] = []
+    for _ in range(rng.randint(1, 6)):
+        start = rng.choice(tables) if tables and rng.random() < 0.8 else []
+        tables.append([*start[: rng.randint(0, 8)], *(next(fresh) for _ in range(rng.randint(0, 5)))])
+    return tables
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_spares_no_less_than_the_best_prefix_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    tables = random_tables(rng)
+    slots = np.array(rng.sample(range(9), len(tables)))
+    pages = np.full((9, 16), 77, np.int32)
+    for slot, table in zip(slots, tables, strict=True):
+        pages[slot, : len(table)] = table
+    found = Tables(pages, slots, np.array([len(table) for table in tables])).prefixes(np.arange(len(tables)))
+    rows = [row for prefix in found for row in prefix.rows]
+    assert len(rows) == len(set(rows))
+    for prefix in found:
+        assert len(prefix.rows) > 1 and 0 < prefix.num_pages <= common([tables[row] for row in prefix.rows])
+    chosen = [part for count in range(2, len(tables) + 1) for part in combinations(tables, count)]
+    best = max(((len(part) - 1) * common(list(part)) for part in chosen), default=0)
+    assert sum(prefix.num_spared for prefix in found) >= best
+
+
+def test_what_branches_off_late_is_apart_from_what_branches_off_early() -> None:
+    tables = [[1, 2, 3, 4], [1, 9, 9, 9], [1, 2, 3, 5], [1, 8, 8, 8], [7, 7, 7, 7]]
+    found = Tables(np.array(tables, np.int32), np.arange(5), np.full(5, 4)).prefixes(np.arange(5))
+    assert sorted((sorted(prefix.rows.tolist()), prefix.num_pages) for prefix in found) == [([0, 2], 3), ([1, 3], 1)]
