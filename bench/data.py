@@ -117,6 +117,8 @@ class DataOptions:
             raise ConfigError(f"--dataset-name {name} is unknown; use {', '.join(DATASETS)}.", param="--dataset-name")
         if name in FILES and not self.dataset_path:
             raise ConfigError(f"--dataset-name {name} needs --dataset-path, its file.", param="--dataset-path")
+        if name in FILES:
+            _check_readable(Path(self.dataset_path))
         if name not in FILES and self.dataset_path:
             names = " or ".join(FILES)
             raise ConfigError(f"--dataset-path needs --dataset-name {names}, got {name}.", param="--dataset-path")
@@ -344,12 +346,24 @@ def _enough(samples: list[Sample], options: DataOptions, what: str) -> list[Samp
     return samples
 
 
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"--dataset-path {path} cannot be read: {reason}.", param="--dataset-path") from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+    except UnicodeDecodeError:
+        raise _unreadable(path, "it is not UTF-8 text") from None
+
+
+def _unreadable(path: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"--dataset-path {path} cannot be read: {reason}.", param="--dataset-path")
 
 
 FILES = ("sharegpt", "jsonl")

@@ -6,15 +6,17 @@ import json
 import random
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from sgl.bench import limits, machine_gpu
 from sgl.bench.gpu_engine import GREEDY, Answer, Station, Stopwatch, Strict
-from sgl.engine.base.device import open_device
+from sgl.engine.base.device import Device, open_device
 from sgl.engine.base.types import Processor, SamplingParams, Wants
 
 TIE_MARGIN = {"float32": 2e-3, "bfloat16": 0.2}
@@ -119,44 +121,69 @@ class Check(Protocol):
     def run(self) -> float: ...
 
 
+def failure(error: Exception) -> str:
+    """What went wrong, and where."""
+    return "".join(traceback.format_exception(error))[-1500:]
+
+
 def parity(context: Context) -> Result:
-    """Every implementation that runs on the device against float64."""
-    worst: dict[str, float] = {}
-    failed: dict[str, str] = {}
-    skipped: dict[str, str] = {}
-    num_run = num_left = 0
-    for check in _checks(context.scale.device):
+    """Every implementation that runs on the device against float64.
+
+    After an illegal access nothing works any more in a process: the next one goes on behind the check that broke it.
+    """
+    device = open_device(context.scale.device)
+    result: Result = {"is_ok": False, "num_run": 0, "failed": {}, "skipped": {}, "worst": {}}
+    result |= context.known.get("parity", {})
+    result |= {"goes_on": False, "num_not_reached": 0}
+    for check in islice(_checks(device), result["num_run"], None):
         if context.is_late:
-            num_left += 1
+            result["num_not_reached"] += 1
             continue
-        num_run += 1
-        context.keep({"is_ok": False, "num_run": num_run, "running": check.name, "failed": failed})
-        try:
-            error = check.run()
-        except NotImplementedError as reason:
-            skipped[check.name] = str(reason)
-            continue
-        except Exception as error_:  # noqa: BLE001 - any failure is a finding
-            failed[check.name] = f"{type(error_).__name__}: {error_}"[:500]
-            continue
-        kind = "-".join(check.name.split("-")[:2])
-        worst[kind] = max(worst.get(kind, 0.0), error)
-        if not error <= 1:
-            failed[check.name] = f"error {error:.3g} times what is tolerated"
-    counts = {"num_run": num_run, "num_not_reached": num_left, "num_failed": len(failed), "num_skipped": len(skipped)}
-    return {**counts, "is_ok": not failed and not num_left, "failed": failed, "skipped": skipped, "worst": worst}
+        result |= {"num_run": result["num_run"] + 1, "running": check.name}
+        context.keep(result)
+        if not _passes(check, result) and _is_broken(device):
+            result["goes_on"] = True
+            break
+    result |= {"num_failed": len(result["failed"]), "num_skipped": len(result["skipped"]), "running": ""}
+    return result | {"is_ok": not (result["failed"] or result["num_not_reached"] or result["goes_on"])}
 
 
-def _checks(device: str) -> Iterator[Check]:
+def _passes(check: Check, result: Result) -> bool:
+    """Whether it does; adds what came of it."""
+    try:
+        error = check.run()
+    except NotImplementedError as reason:
+        result["skipped"][check.name] = str(reason)
+        return True
+    except Exception as error_:  # noqa: BLE001 - any failure is a finding
+        result["failed"][check.name] = failure(error_)
+        return False
+    kind = "-".join(check.name.split("-")[:2])
+    result["worst"][kind] = max(result["worst"].get(kind, 0.0), error)
+    if not error <= 1:
+        result["failed"][check.name] = f"error {error:.3g} times what is tolerated"
+    return error <= 1
+
+
+def _is_broken(device: Device) -> bool:
+    """Whether nothing can be computed any more."""
+    try:
+        device.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _checks(device: Device) -> Iterator[Check]:
     import torch
 
     from sgl.engine.attn.checks import parity as attention
     from sgl.kernels.checks.parity import checks
 
-    opened = open_device(device)
-    dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
-    yield from attention(opened.torch_device, seed=1)
-    yield from checks(opened.kind, opened.isa, dtypes=dtypes, seed=1, large=device != "cpu")
+    is_gpu = device.kind != "cpu"
+    dtypes = (torch.float32, torch.float16, torch.bfloat16) if is_gpu else (torch.float32, torch.bfloat16)
+    yield from attention(device.torch_device, seed=1)
+    yield from checks(device.kind, device.isa, dtypes=dtypes, seed=1, large=is_gpu)
 
 
 def tokens(context: Context) -> Result:
@@ -180,7 +207,7 @@ def tokens(context: Context) -> Result:
         try:
             runs.append({**variant, **_compare(context, variant, prompts, expected)})
         except Exception as error:  # noqa: BLE001 - any failure is a finding
-            runs.append({**variant, "is_ok": False, "error": f"{type(error).__name__}: {error}"[:500]})
+            runs.append({**variant, "is_ok": False, "error": failure(error)})
         context.keep({"is_ok": False, "runs": runs})
     return {"is_ok": all(run["is_ok"] for run in runs), "runs": runs, "tie_margin": TIE_MARGIN}
 
@@ -224,7 +251,7 @@ def _verdict(got: Answer, wanted: Answer, margin: float) -> str:
     return "same"
 
 
-_FEATURES = {
+FEATURES = {
     "greedy": (GREEDY, Wants(logprobs=True, top_logprobs=2)),
     "sampled": (
         SamplingParams(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=1, ignore_eos=True),
@@ -257,7 +284,9 @@ def waits(context: Context) -> Result:
     num_steps = 0
     for is_eager in (True, False):
         options = {} if device.kind == "cpu" else {"cuda_graph_max_bs": 4, "disable_cuda_graph": is_eager}
-        station = Station(device=context.scale.device, max_total_tokens=4096, context_length=512, **options)
+        station = Station(
+            device=context.scale.device, max_total_tokens=4096, context_length=512, canary="off", **options
+        )
         station.prepare()
         watches: list[Strict] = []
 
@@ -266,14 +295,14 @@ def waits(context: Context) -> Result:
             return watches[-1]
 
         station.run([[1, 2, 3]] * 2, 4)  # what is compiled or allocated once may wait
-        for params, wants in _FEATURES.values():
+        for params, wants in FEATURES.values():
             station.run([[7, 8, 9]] * 3, 4, params, wants)
         station.wrap(watched)
-        for name, (params, wants) in _FEATURES.items():
+        for name, (params, wants) in FEATURES.items():
             try:
                 station.run([[7 + place, 8, 9] * (1 + place) for place in range(3)], 6, params, wants)
             except Exception as error:  # noqa: BLE001 - any failure is a finding
-                found[f"{name}, {'eager' if is_eager else 'graphs'}"] = f"{type(error).__name__}: {error}"[:500]
+                found[f"{name}, {'eager' if is_eager else 'graphs'}"] = failure(error)
         num_steps += watches[0].num_steps
         station.close()
     return {"is_ok": not found, "found": found, "num_steps": num_steps}
@@ -306,6 +335,7 @@ class Model:
             quantization=quantization,
             max_total_tokens=scale.max_tokens,
             random_seed=1,
+            canary="off",  # wrong numbers are found by other parts; how fast they come is still worth knowing
         )
         started_s = time.monotonic()
         station.prepare()
@@ -329,7 +359,7 @@ class Model:
                     raise TimeoutError("not reached in time")
                 measure(context, station, result)
             except Exception as error:  # noqa: BLE001 - any failure is a finding
-                failed[name] = f"{type(error).__name__}: {error}"[:500]
+                failed[name] = failure(error)
             context.keep({**result, "is_ok": False, "failed": failed})
         station.close()
         return {**result, "is_ok": not failed, "failed": failed}

@@ -85,13 +85,17 @@ class Data:
 
 
 def check_output(file: str) -> None:
-    """Finds out before a run that its result cannot be written.
+    """Finds out before a run that its result cannot be written; a run that is broken off leaves no empty file.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
-    if file:
-        append(file)
+    if not file:
+        return
+    is_new = not Path(file).exists()
+    append(file)
+    if is_new:
+        Path(file).unlink()
 
 
 def append(file: str, *results: Mapping[str, Any]) -> None:

@@ -147,6 +147,7 @@ def _kind(raw: Raw) -> str:
 def _engine(raw: Raw, kind: str) -> str:
     name = str(raw.get("engine") or raw.get("backend") or "sgl")
     weights = raw.get("format") or (_flags(raw).get("quantization") if name == "sgl" else "")
+    weights = "" if weights == "none" else weights
     constraint = raw.get("constraint")
     kept_to = constraint.get("kind") if isinstance(constraint, dict) and kind != "compare" else ""
     return " ".join(str(part) for part in (name, weights, kept_to and f"({kept_to})") if part)

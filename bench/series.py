@@ -62,7 +62,6 @@ class Plan:
         Raises:
             ConfigError: it names the flag.
         """
-        self.options.check()
         check_state(self.cache_state)
         for traffic in self.traffics:
             traffic.check()
@@ -73,6 +72,7 @@ class Plan:
                 f"{self.num_runs} runs over the same {self.options.dataset_name} file: the first one would fill the "
             )
             raise ConfigError(f"{message}prefix cache; pass --cache-state cold or warm.", param="--cache-state")
+        self.options.check()
 
     def against(self, yardstick: limits.Yardstick | None) -> Plan:
         """The same runs, held against a limit."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sgl.bench.series import Plan
     from sgl.engine.base.types import Grammar
 
+_UNITS = {"request_throughput": "req/s", "throughput": "tok/s", "goodput": "req/s", "latency": "s", "duration": "s"}
+"""By how the name of a figure ends; longer endings first."""
+
 GROUPS = ("model", "cache", "schedule", "parallel", "kernel")
 
 
@@ -226,6 +229,12 @@ def _servers(names: Sequence[str], grammars: Sequence[Grammar | None], plan: Pla
         yield from measure_servers(dict(zip(SIDES, connected, strict=True)), plan, status.update)
 
 
+def _titled(figure: str) -> str:
+    """A figure with its unit, where its recorded name does not end in one."""
+    unit = next((unit for ending, unit in _UNITS.items() if figure.endswith(ending)), "")
+    return f"{figure} ({unit})" if unit else figure
+
+
 def _show(lines: Sequence[Line], a: str, b: str, warnings: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -237,14 +246,14 @@ def _show(lines: Sequence[Line], a: str, b: str, warnings: Sequence[str]) -> Non
     for work in dict.fromkeys(line.work for line in lines):
         title = Text(f"\n{console.printable(work)}", "bold")
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        table.add_column("figure", header_style="dim", min_width=24, no_wrap=True)
+        table.add_column("figure", header_style="dim", min_width=32, no_wrap=True)
         for name in ("A", "B", "A / B", "interval"):
             table.add_column(name, header_style="dim", justify="right", min_width=9, no_wrap=True)
         table.add_column("better", header_style="dim")
         for line in lines:
             if line.work == work:
                 cells = (f"{line.a:.4g}", f"{line.b:.4g}", f"{line.ratio.value:.3f}", line.ratio.interval)
-                table.add_row(line.figure, *cells, Text(line.verdict, "bold"))
+                table.add_row(_titled(line.figure), *cells, Text(line.verdict, "bold"))
         screen.print(table, soft_wrap=False)
     for warning in warnings:
         console.err().print(warning, soft_wrap=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sgl.cli import console
-from sgl.cli.options import with_parameters
+from sgl.cli.options import Options, option, with_options
 
 if TYPE_CHECKING:
     from sgl.bench.load import Run
@@ -19,13 +19,9 @@ if TYPE_CHECKING:
 PANEL = "Data set"
 
 
-def _option(kind: Any, default: object, *flags: str, help: str, metavar: str) -> tuple[Any, object]:
-    shown = str(default) if default not in (None, "") else False
-    info = typer.Option(*flags, help=help, metavar=metavar, show_default=shown, rich_help_panel=PANEL)
-    return Annotated[kind, info], default
+_option = partial(option, panel=PANEL)
 
-
-OPTIONS: Mapping[str, tuple[Any, object]] = {
+OPTIONS: Options = {
     "dataset_name": _option(
         str,
         "random",
@@ -87,7 +83,7 @@ OPTIONS: Mapping[str, tuple[Any, object]] = {
 """By field of `sgl.bench.data.DataOptions`."""
 
 
-CONSTRAINT: Mapping[str, tuple[Any, object]] = {
+CONSTRAINT: Options = {
     "json_schema": _option(str, "", "--json-schema", help="File with a JSON schema for all answers.", metavar="FILE"),
     "regex": _option(str, "", "--regex", help="Regular expression that all answers match.", metavar="TEXT"),
     "ebnf": _option(str, "", "--ebnf", help="File with an EBNF grammar for all answers.", metavar="FILE"),
@@ -163,28 +159,6 @@ def with_data(function: Callable[..., None]) -> Callable[..., None]:
 def with_constraint(function: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that keep answers to a grammar to a function, which receives them as ``constraint``, a dict."""
     return with_options("constraint", CONSTRAINT)(function)
-
-
-def with_options(
-    name: str, options: Mapping[str, tuple[Any, object]]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds options to a function, which receives them as one dict called ``name``."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != name]
-        added = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for key, (annotation, default) in options.items()
-        ]
-        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *added]
-
-        def run(**arguments: Any) -> None:
-            taken = {key: arguments.pop(key) for key in options}
-            function(**{name: taken}, **arguments)
-
-        return with_parameters(run, function, parameters)
-
-    return decorate
 
 
 class Progress:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +17,11 @@ from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl.bench.data import Vocabulary
-    from sgl.bench.series import Line
+    from sgl.bench.limits import Yardstick
+    from sgl.bench.series import Bench, Line
+    from sgl.engine.base.types import Grammar
+
+    Opened = tuple[Bench, Vocabulary, Yardstick | None]
 
 ROWS = {
     "Successful requests": "successful_requests",
@@ -55,17 +59,13 @@ def offline(
     output_file: Annotated[str, bench_data.OUTPUT_FILE] = "",
 ) -> None:
     """Measure the throughput of the engine in this process on a data set, all requests at once."""
-    from sgl.bench import limits, provenance, series
+    from sgl.bench import limits, provenance
     from sgl.bench.constraint import chosen
-    from sgl.bench.data import DataOptions, Vocabulary
-    from sgl.bench.offline import Offline
-    from sgl.bench.peers import engine as peers
-    from sgl.bench.peers.offline import PeerOffline
-    from sgl.cli.bench_limit import yardstick_of
-    from sgl.engine.api import AsyncEngine
+    from sgl.bench.data import DataOptions
+    from sgl.bench.series import Plan, measure
 
     least = limits.parse_least(min_limit, (limits.RUN,))
-    plan = series.Plan(DataOptions(**data), repeats=repeats, warmup_requests=warmup_requests, cache_state=cache_state)
+    plan = Plan(DataOptions(**data), repeats=repeats, warmup_requests=warmup_requests, cache_state=cache_state)
     plan.check()
     provenance.check_output(output_file)
     grammar = chosen(**constraint)
@@ -76,43 +76,73 @@ def offline(
         "disable_ignore_eos": disable_ignore_eos,
         "repeats": repeats,
         "cache_state": cache_state,
+        "warmup_requests": warmup_requests,
+        "min_limit": min_limit,
+        "profile": profile,
+        "engine": asked(config),
+        "engine_name": engine_name,
+        "peer_model": peer_model,
     }
-    flags |= {"warmup_requests": warmup_requests, "min_limit": min_limit, "engine": asked(config)}
-    flags |= {"profile": profile}
-    flags |= {"engine_name": engine_name, "peer_model": peer_model}
+    opened: AbstractContextManager[Opened]
+    if engine_name == "sgl":
+        opened = _own(config, grammar, ignore_eos=not disable_ignore_eos, profile=profile, required=bool(least))
+    else:
+        _check_peer(grammar, profile=profile, required=bool(least))
+        opened = _peer(engine_name, peer_model, peer_python, config)
     lines: list[Line] = []
-    own: Offline | None = None
-    with contextlib.ExitStack() as stack:
-        benchmark: series.Bench
-        if engine_name == "sgl":
-            engine = stack.enter_context(contextlib.closing(AsyncEngine.start(config, in_process=True)))
-            plan = plan.against(yardstick_of(engine.info.cost, engine.config, required=bool(least)))
-            vocabulary = Vocabulary.of(engine.tokenizer, engine.info.vocab_size)
-            benchmark = own = Offline(engine, not disable_ignore_eos, profile=profile, grammar=grammar)
-        else:
-            if profile:
-                raise ConfigError("--profile records --engine sgl only.", param="--profile")
-            if least:
-                raise ConfigError("--min-limit needs --engine sgl, whose cost is known.", param="--min-limit")
-            if grammar:
-                message = f"--{grammar.kind.replace('_', '-')} needs --engine sgl, which keeps answers to grammars."
-                raise ConfigError(message, param="--engine")
-            pythons = peers.parse_python(peer_python)
-            peer = stack.enter_context(contextlib.closing(peers.make_local(engine_name, peer_model, pythons, config)))
-            benchmark, vocabulary = PeerOffline(peer), _vocabulary(config)
-        with Progress() as progress:
-            for line in series.measure(benchmark, plan, vocabulary, progress.new_run):
-                lines.append(line)
-                if output_file:
-                    head = provenance.head("offline", flags, data["seed"], cache_state, line.data, grammar)
-                    provenance.append(output_file, {**head, **line.to_dict()})
+    with opened as (bench, vocabulary, yardstick), Progress() as progress:
+        for line in measure(bench, plan.against(yardstick), vocabulary, progress.new_run):
+            lines.append(line)
+            if output_file:
+                head = provenance.head("offline", flags, data["seed"], cache_state, line.data, grammar)
+                provenance.append(output_file, {**head, **line.to_dict()})
     _print(lines[-1])
-    bench_data.tell_traces(own.traces if own else [])
     warn(*lines)
     finish(lines, least)
 
 
 command = command_of(offline)
+
+
+@contextmanager
+def _own(
+    config: EngineConfig, grammar: Grammar | None, *, ignore_eos: bool, profile: bool, required: bool
+) -> Iterator[Opened]:
+    """This engine, held against the limit of this machine; says at the end where profiles are."""
+    from sgl.bench.data import Vocabulary
+    from sgl.bench.offline import Offline
+    from sgl.cli.bench_limit import yardstick_of
+    from sgl.engine.api import AsyncEngine
+
+    with closing(AsyncEngine.start(config, in_process=True)) as engine:
+        bench = Offline(engine, ignore_eos, profile=profile, grammar=grammar)
+        vocabulary = Vocabulary.of(engine.tokenizer, engine.info.vocab_size)
+        yield bench, vocabulary, yardstick_of(engine.info.cost, engine.config, required=required)
+    bench_data.tell_traces(bench.traces)
+
+
+@contextmanager
+def _peer(name: str, model: str, python: str, config: EngineConfig) -> Iterator[Opened]:
+    """Another engine, of which the limit is not known."""
+    from sgl.bench.peers import engine
+    from sgl.bench.peers.offline import PeerOffline
+
+    with closing(engine.make_local(name, model, engine.parse_python(python), config)) as peer:
+        yield PeerOffline(peer), _vocabulary(config), None
+
+
+def _check_peer(grammar: Grammar | None, *, profile: bool, required: bool) -> None:
+    """
+    Raises:
+        ConfigError: something is asked that only this engine does.
+    """
+    if profile:
+        raise ConfigError("--profile records --engine sgl only.", param="--profile")
+    if required:
+        raise ConfigError("--min-limit needs --engine sgl, whose cost is known.", param="--min-limit")
+    if grammar:
+        message = f"--{grammar.kind.replace('_', '-')} needs --engine sgl, which keeps answers to grammars."
+        raise ConfigError(message, param="--engine")
 
 
 def _print(line: Line) -> None:

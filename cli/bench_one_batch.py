@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,11 @@ from sgl.engine.base.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from sgl.bench.engines import BatchEngine
+    from sgl.bench.engines import BatchEngine, SglEngine
     from sgl.bench.limits import Share
     from sgl.bench.one_batch import Run, Workload
+    from sgl.engine.base.config import EngineConfig
+    from sgl.engine.base.types import Grammar
 
 SHAPE = typer.Option("--shape", help="Random weights of a well-known shape instead of a model.", metavar="NAME")
 INPUT_LEN = typer.Option("--input-len", help="Tokens of each prompt.", metavar="N,...")
@@ -66,10 +69,7 @@ def one_batch(
     from sgl.bench import limits, provenance
     from sgl.bench.constraint import chosen
     from sgl.bench.one_batch import PHASES, Workload, measure
-    from sgl.bench.peers import engine as peers
 
-    pythons = peers.parse_python(peer_python)
-    peers.check_peer(versus, peer_model)
     grammar = chosen(**constraint)
     if versus and grammar:
         message = "--versus has answers that are kept to no grammar; leave it out, or see `sgl bench compare`."
@@ -78,18 +78,23 @@ def one_batch(
         raise ConfigError(f"--repeats must be at least 1, got {repeats}.", param="--repeats")
     lengths = {"--batch-size": batch_size, "--input-len": input_len, "--output-len": output_len}
     workloads = [Workload(*sizes) for sizes in itertools.product(*itertools.starmap(numbers, lengths.items()))]
-    flags: dict[str, Any] = {name[2:].replace("-", "_"): text for name, text in lengths.items()}
-    flags |= {"shape": shape, "repeats": repeats, "versus": versus, "peer_model": peer_model, "min_limit": min_limit}
-    flags |= {"profile": profile, **constraint}
     least = limits.parse_least(min_limit, PHASES)
     provenance.check_output(output_file)
     config = sources.configure(with_model({**values, **of_shape(shape)}, model))
-    flags["engine"] = asked(config)
     if correct:
         bench_correct.check(config)
         return
-
-    from sgl.bench.engines import SglEngine
+    flags = {
+        **{name[2:].replace("-", "_"): text for name, text in lengths.items()},
+        **constraint,
+        "shape": shape,
+        "repeats": repeats,
+        "versus": versus,
+        "peer_model": peer_model,
+        "min_limit": min_limit,
+        "profile": profile,
+        "engine": asked(config),
+    }
 
     def record(run: Run, summary: dict[str, Any]) -> None:
         if output_file:
@@ -98,12 +103,7 @@ def one_batch(
             provenance.append(output_file, {**head, **run.to_dict(), **peaks, **summary})
 
     series: dict[tuple[Workload, str], list[Run]] = {}
-    engines: list[BatchEngine] = []
-    with peers.closing_all(engines):
-        if versus:  # first: a peer that does not start is told at once
-            engines.append(peers.make_peer(versus, peer_model, pythons, config))
-        own = SglEngine(config, profile=profile, grammar=grammar)
-        engines.insert(0, own)
+    with _engines(config, grammar, versus, peer_model, peer_python, profile=profile) as (own, engines):
         yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
         runs = measure(engines, workloads, repeats, own.engine.info.vocab_size, yardstick, seed)
         interrupted = _collect(runs, len(engines) * len(workloads), repeats, series, record)
@@ -113,6 +113,25 @@ def one_batch(
 
 
 command = command_of(one_batch)
+
+
+@contextmanager
+def _engines(
+    config: EngineConfig, grammar: Grammar | None, versus: str, peer_model: str, peer_python: str, *, profile: bool
+) -> Iterator[tuple[SglEngine, list[BatchEngine]]]:
+    """This engine, and all that take turns: with the other one, if one is asked for."""
+    from sgl.bench.engines import SglEngine
+    from sgl.bench.peers import engine as peers
+
+    pythons = peers.parse_python(peer_python)
+    peers.check_peer(versus, peer_model)
+    engines: list[BatchEngine] = []
+    with peers.closing_all(engines):
+        if versus:  # first: a peer that does not start is told at once
+            engines.append(peers.make_peer(versus, peer_model, pythons, config))
+        own = SglEngine(config, profile=profile, grammar=grammar)
+        engines.insert(0, own)
+        yield own, engines
 
 
 def of_shape(shape: str) -> dict[str, Given]:

@@ -9,7 +9,6 @@ import typer
 
 from sgl.cli import console
 from sgl.cli.options import command_of
-from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl.bench.report import Table
@@ -38,11 +37,7 @@ def report(
         return
     from sgl.bench.report_page import page
 
-    try:
-        Path(output).write_text(page(results, title), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error.strerror}.", param="--output") from None
-    console.err().print(f"{len(results)} results in {console.printable(output)}", soft_wrap=True, markup=False)
+    console.write_output(output, page(results, title))
 
 
 command = command_of(report)

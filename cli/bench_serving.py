@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import bench_data, console
-from sgl.cli.bench_data import Progress, block_of, finish, limit_row, rows_of, runs_row, warn, with_data, with_options
-from sgl.cli.options import command_of
+from sgl.cli.bench_data import Progress, block_of, finish, limit_row, rows_of, runs_row, warn, with_data
+from sgl.cli.options import Options, command_of, option, with_options
 from sgl.engine.base import env
 from sgl.engine.base.errors import ConfigError
 
@@ -28,56 +28,49 @@ LATENCIES = {
 }
 
 
-def _option(kind: Any, default: object, *flags: str, help: str, metavar: str | None = None) -> tuple[Any, object]:
-    shown = str(default) if default not in (None, "", False) else False
-    return Annotated[kind, typer.Option(*flags, help=help, metavar=metavar, show_default=shown)], default
-
-
-OPTIONS: Mapping[str, tuple[Any, object]] = {
-    "backend": _option(
+OPTIONS: Options = {
+    "backend": option(
         str,
         "sglang",
         "--backend",
         help="sglang, sglang-oai, sglang-oai-chat, vllm, vllm-chat, lmdeploy, openai, openai-chat.",
         metavar="NAME",
     ),
-    "base_url": _option(str, "", "--base-url", help="URL of the server, instead of --host and --port.", metavar="URL"),
-    "host": _option(str, "127.0.0.1", "--host", help="Where the server is.", metavar="HOST"),
-    "port": _option(int, 30000, "--port", help="Its port.", metavar="PORT"),
-    "model": _option(
+    "base_url": option(str, "", "--base-url", help="URL of the server, instead of --host and --port.", metavar="URL"),
+    "host": option(str, "127.0.0.1", "--host", help="Where the server is.", metavar="HOST"),
+    "port": option(int, 30000, "--port", help="Its port.", metavar="PORT"),
+    "model": option(
         str, "", "--model", "--model-path", help="Its name there; else the first of /v1/models.", metavar="NAME"
     ),
-    "tokenizer": _option(
+    "tokenizer": option(
         str, "", "--tokenizer", help="Directory or Hub id; else what the server or --model says.", metavar="PATH"
     ),
-    "api_key": _option(str, "", "--api-key", help="Else OPENAI_API_KEY.", metavar="KEY"),
-    "request_rate": _option(
+    "api_key": option(str, "", "--api-key", help="Else OPENAI_API_KEY.", metavar="KEY"),
+    "request_rate": option(
         str,
         "",
         "--request-rate",
         help="Requests per second; inf: all at once, as if not given but for traces. Several by commas.",
         metavar="RATE,...",
     ),
-    "arrival": _option(
+    "arrival": option(
         str, "poisson", "--arrival", help="Gaps between requests: constant, poisson or gamma.", metavar="NAME"
     ),
-    "burstiness": _option(float, 0.5, "--burstiness", help="Shape of gamma: below 1 comes in bursts.", metavar="SHAPE"),
-    "trace_speed": _option(
+    "burstiness": option(float, 0.5, "--burstiness", help="Shape of gamma: below 1 comes in bursts.", metavar="SHAPE"),
+    "trace_speed": option(
         float, 1.0, "--trace-speed", help="How much faster a trace is sent than its timestamps.", metavar="FACTOR"
     ),
-    "max_concurrency": _option(
+    "max_concurrency": option(
         str, "", "--max-concurrency", help="Requests under way at once. Several by commas.", metavar="N,..."
     ),
-    "disable_ignore_eos": _option(
+    "disable_ignore_eos": option(
         bool, False, "--disable-ignore-eos", help="Let answers end where the model ends them."
     ),
-    "slo": _option(
-        str, "", "--slo", help="Goodput within these ms, e.g. ttft:500,tpot:50 (and e2e).", metavar="BOUNDS"
-    ),
-    "profile": _option(
+    "slo": option(str, "", "--slo", help="Goodput within these ms, e.g. ttft:500,tpot:50 (and e2e).", metavar="BOUNDS"),
+    "profile": option(
         bool, False, "--profile", help="Have the server record every run, below its $SGLANG_TORCH_PROFILER_DIR."
     ),
-    "flush_cache": _option(bool, False, "--flush-cache", help="As --cache-state cold."),
+    "flush_cache": option(bool, False, "--flush-cache", help="As --cache-state cold."),
 }
 """Which server, and how it is asked."""
 

@@ -1,14 +1,21 @@
-"""Where the command line writes: answers to stdout, everything about them to stderr. Decides colours, nothing else."""
+"""Where the command line writes: answers to stdout or a file, all about them to stderr. Decides colours and widths."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+_PIPE_WIDTH = 160
+"""Columns of a table that nobody looks at: programs want its words whole. COLUMNS says otherwise."""
 
 _CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
@@ -22,7 +29,9 @@ def out() -> Console:
     """The console of standard output: no colours and no wrapping to 80 columns when it is not a terminal."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(soft_wrap=True, highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns)
 
 
 def err() -> Console:
@@ -40,6 +49,19 @@ def complain(message: str, hint: str = "") -> None:
     if hint:
         text.append(f"\n{hint}", style="dim")
     err().print(text, soft_wrap=True)
+
+
+def write_output(output: str, content: str) -> None:
+    """Writes the file that --output names, and says where it is.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        Path(output).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}.", param="--output") from None
+    err().print(f"Written to {printable(output)}", soft_wrap=True, markup=False)
 
 
 def drop_stdout() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, run_task, with_run
+from sgl.cli.eval_options import how, run_task, with_run
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -16,17 +14,11 @@ def demo(
     values: sources.Values,
     given: dict[str, Any],
     model: ModelArgument = "",
-    skills: Annotated[
-        str,
-        typer.Option("--skills", help="Some of them, by commas; else all.", metavar="NAME,...", rich_help_panel=HOW),
-    ] = "",
+    skills: Annotated[str, how("--skills", help="Some of them, by commas; else all.", metavar="NAME,...")] = "",
     num_questions: Annotated[
-        int,
-        typer.Option("--num-questions", help="Of each skill, which may hold fewer.", metavar="N", rich_help_panel=HOW),
+        int, how("--num-questions", help="Of each skill, which may hold fewer.", metavar="N")
     ] = 400,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Which held-out items; 1 is the card's.", metavar="N", rich_help_panel=HOW)
-    ] = 1,
+    seed: Annotated[int, how("--seed", help="Which held-out items; 1 is the card's.", metavar="N")] = 1,
 ) -> None:
     """Ask what the demo model was trained for and has not seen; whole answers must match."""
     from sgl.bench.evals.tasks.demo import Demo

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, asking_of, run_task, with_questions
+from sgl.cli.eval_options import asking_of, how, run_task, with_questions
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -18,24 +16,16 @@ def gsm8k(
     asking: dict[str, Any],
     model: ModelArgument = "",
     data: Annotated[
-        str,
-        typer.Option(
-            "--data", "--data-path", help="test.jsonl as published; else the Hub.", metavar="FILE", rich_help_panel=HOW
-        ),
+        str, how("--data", "--data-path", help="test.jsonl as published; else the Hub.", metavar="FILE")
     ] = "",
-    num_questions: Annotated[
-        int, typer.Option("--num-questions", help="0 for all.", metavar="N", rich_help_panel=HOW)
-    ] = 200,
-    num_shots: Annotated[
-        int, typer.Option("--num-shots", help="Examples before each question.", metavar="N", rich_help_panel=HOW)
-    ] = 5,
+    num_questions: Annotated[int, how("--num-questions", help="0 for all.", metavar="N")] = 200,
+    num_shots: Annotated[int, how("--num-shots", help="Examples before each question.", metavar="N")] = 5,
     shots_from: Annotated[
         str,
-        typer.Option(
+        how(
             "--shots-from",
             help="train.jsonl; else the first questions of --data, which are then not asked.",
             metavar="FILE",
-            rich_help_panel=HOW,
         ),
     ] = "",
 ) -> None:

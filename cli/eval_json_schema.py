@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, asking_of, run_task, with_questions
+from sgl.cli.eval_options import asking_of, how, run_task, with_questions
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -19,21 +17,11 @@ def json_schema(
     model: ModelArgument = "",
     data: Annotated[
         str,
-        typer.Option(
-            "--data",
-            help="JSONL with prompt (or messages) and schema; else a few that are built in.",
-            metavar="FILE",
-            rich_help_panel=HOW,
-        ),
+        how("--data", help="JSONL with prompt (or messages) and schema; else a few that are built in.", metavar="FILE"),
     ] = "",
-    num_questions: Annotated[
-        int, typer.Option("--num-questions", help="0 for all.", metavar="N", rich_help_panel=HOW)
-    ] = 0,
+    num_questions: Annotated[int, how("--num-questions", help="0 for all.", metavar="N")] = 0,
     unconstrained: Annotated[
-        bool,
-        typer.Option(
-            "--unconstrained", help="Only ask for the schema, do not hold the model to it.", rich_help_panel=HOW
-        ),
+        bool, how("--unconstrained", help="Only ask for the schema, do not hold the model to it.")
     ] = False,
 ) -> None:
     """Ask for JSON under schemas and check it against them."""

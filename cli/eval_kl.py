@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
-from sgl.cli.eval_options import GROUPS, HOW, RUN, WHO, counted
+from sgl.cli.eval_options import GROUPS, RUN, WHO, counted, how
 from sgl.cli.eval_perplexity import DATA, WINDOW
 from sgl.cli.options import ModelArgument, command_of, with_config, with_model
 from sgl.engine.base import sources
@@ -43,9 +43,7 @@ def kl(
     ] = "",
     data: Annotated[str, DATA] = "",
     window: Annotated[int, WINDOW] = 512,
-    num_windows: Annotated[
-        int, typer.Option("--num-windows", help="0 for all.", metavar="N", rich_help_panel=HOW)
-    ] = 64,
+    num_windows: Annotated[int, how("--num-windows", help="0 for all.", metavar="N")] = 64,
     save_reference: Annotated[
         str,
         typer.Option(
@@ -64,7 +62,7 @@ def kl(
             rich_help_panel=RUN,
         ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.", metavar="N", rich_help_panel=HOW)] = 1,
+    seed: Annotated[int, how("--seed", help="Of the bootstrap.", metavar="N")] = 1,
     result_file: Annotated[
         str, typer.Option("--result-file", help="Where the result is appended.", metavar="FILE", rich_help_panel=RUN)
     ] = "",

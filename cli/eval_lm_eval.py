@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
-from sgl.cli.eval_options import HOW, Progress, folder_of, opened, with_run
+from sgl.cli.eval_options import Progress, folder_of, how, opened, with_run
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 from sgl.engine.base.errors import ConfigError
@@ -26,44 +26,30 @@ def run(
     tasks: Annotated[str, typer.Argument(help="Tasks by lm-eval's names, by commas.", metavar="TASK,...")],
     model: ModelArgument = "",
     num_fewshot: Annotated[
-        int | None,
-        typer.Option("--num-fewshot", "--num-shots", help="Else the task's own.", metavar="N", rich_help_panel=HOW),
+        int | None, how("--num-fewshot", "--num-shots", help="Else the task's own.", metavar="N")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", "--num-questions", help="Of each task.", metavar="N", rich_help_panel=HOW)
-    ] = None,
-    include_path: Annotated[
-        str,
-        typer.Option("--include-path", help="Folder with further task files.", metavar="DIR", rich_help_panel=HOW),
-    ] = "",
-    chat: Annotated[
-        bool, typer.Option("--chat", "--apply-chat-template", help="Ask in a conversation.", rich_help_panel=HOW)
-    ] = False,
+    limit: Annotated[int | None, how("--limit", "--num-questions", help="Of each task.", metavar="N")] = None,
+    include_path: Annotated[str, how("--include-path", help="Folder with further task files.", metavar="DIR")] = "",
+    chat: Annotated[bool, how("--chat", "--apply-chat-template", help="Ask in a conversation.")] = False,
     system_prompt: Annotated[
-        str,
-        typer.Option(
-            "--system-prompt", "--system-instruction", help="Its beginning.", metavar="TEXT", rich_help_panel=HOW
-        ),
+        str, how("--system-prompt", "--system-instruction", help="Its beginning.", metavar="TEXT")
     ] = "",
     max_len: Annotated[
-        int | None,
-        typer.Option(
-            "--max-len", help="Tokens of a prompt and its answer; else the model's context.", rich_help_panel=HOW
-        ),
+        int | None, how("--max-len", help="Tokens of a prompt and its answer; else the model's context.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.", metavar="N", rich_help_panel=HOW)] = 1234,
+    seed: Annotated[int, how("--seed", help="Of what is drawn.", metavar="N")] = 1234,
 ) -> None:
     """Run any task of lm-eval on a model here or behind a URL."""
     from sgl.bench import provenance
     from sgl.bench.evals.journal import Journal
     from sgl.bench.evals.tasks.questions import at_least
 
-    for flag, value in {"--limit": limit, "--max-len": max_len, "--parallel": given["parallel"]}.items():
-        at_least(flag, value, 1)
     try:
         from sgl.bench.evals import harness
     except ImportError as error:
         raise ConfigError(f"--lm-eval needs its library ({error}): pip install 'sgl[eval]'.") from None
+    for flag, value in {"--limit": limit, "--max-len": max_len, "--parallel": given["parallel"]}.items():
+        at_least(flag, value, 1)
     provenance.check_output(given["result_file"])
     names = tuple(name for name in tasks.split(",") if name)
     plan = harness.Plan(names, num_fewshot, limit, include_path, chat, system_prompt, max_len, seed)
@@ -81,12 +67,10 @@ def run(
                 console.err().print(text, soft_wrap=True, markup=False)
                 raise
     flags = {"tasks": tasks, **plan.settings(), "limit": limit, "include_path": include_path}
-    lines = []
     for name, found in results.items():
-        data = provenance.Data(name, "", "", found.get("num_items", 0))
-        line = provenance.head("eval", flags, seed, "any", data)
-        lines.append({**line, "task": f"lm-eval:{name}", "model": identity.name, **found})
-    provenance.append(given["result_file"] or str(folder / "result.jsonl"), *lines)
+        head = provenance.head("eval", flags, seed, "any", provenance.Data(name, "", "", found.get("num_items", 0)))
+        line = {**head, "task": f"lm-eval:{name}", "model": identity.name, **found}
+        provenance.append(given["result_file"] or str(folder / "result.jsonl"), line)
     for name, rows in samples.items():
         content = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         (folder / f"samples-{Path(name).name}.jsonl").write_text(content, encoding="utf-8")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, asking_of, run_task, with_questions
+from sgl.cli.eval_options import asking_of, how, run_task, with_questions
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -18,31 +16,12 @@ def mmlu(
     asking: dict[str, Any],
     model: ModelArgument = "",
     data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            "--data-dir",
-            help="The published folder, with dev/ and test/; else the Hub.",
-            metavar="DIR",
-            rich_help_panel=HOW,
-        ),
+        str, how("--data", "--data-dir", help="The published folder, with dev/ and test/; else the Hub.", metavar="DIR")
     ] = "",
-    num_subjects: Annotated[
-        int,
-        typer.Option("--nsub", "--num-subjects", help="The first ones; 0 for all.", metavar="N", rich_help_panel=HOW),
-    ] = 0,
-    num_questions: Annotated[
-        int, typer.Option("--num-questions", help="Of all together; 0 for all.", metavar="N", rich_help_panel=HOW)
-    ] = 0,
+    num_subjects: Annotated[int, how("--nsub", "--num-subjects", help="The first ones; 0 for all.", metavar="N")] = 0,
+    num_questions: Annotated[int, how("--num-questions", help="Of all together; 0 for all.", metavar="N")] = 0,
     num_shots: Annotated[
-        int,
-        typer.Option(
-            "--num-shots",
-            "--ntrain",
-            help="Examples of the subject before each question.",
-            metavar="N",
-            rich_help_panel=HOW,
-        ),
+        int, how("--num-shots", "--ntrain", help="Examples of the subject before each question.", metavar="N")
     ] = 5,
 ) -> None:
     """Ask multiple choice questions of many subjects (MMLU), with examples before each."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from sgl.cli.bench_one_batch import numbers
-from sgl.cli.eval_options import HOW, asking_of, run_task, with_questions
+from sgl.cli.eval_options import asking_of, how, run_task, with_questions
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -18,16 +16,11 @@ def needle(
     given: dict[str, Any],
     asking: dict[str, Any],
     model: ModelArgument = "",
-    lengths: Annotated[
-        str, typer.Option("--lengths", help="Of the texts, in tokens.", metavar="N,...", rich_help_panel=HOW)
-    ] = "256,512,1024",
+    lengths: Annotated[str, how("--lengths", help="Of the texts, in tokens.", metavar="N,...")] = "256,512,1024",
     depths: Annotated[
-        str,
-        typer.Option("--depths", help="Where the sentence stands, in percent.", metavar="N,...", rich_help_panel=HOW),
+        str, how("--depths", help="Where the sentence stands, in percent.", metavar="N,...")
     ] = "0,25,50,75,100",
-    num_questions: Annotated[
-        int, typer.Option("--num-questions", help="Of every length and depth.", metavar="N", rich_help_panel=HOW)
-    ] = 4,
+    num_questions: Annotated[int, how("--num-questions", help="Of every length and depth.", metavar="N")] = 4,
 ) -> None:
     """Hide a number in a text and ask for it."""
     from sgl.bench.evals.tasks.needle import Needle, depths_of

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sgl.cli import console
-from sgl.cli.bench_data import with_options
-from sgl.cli.options import with_config, with_model
+from sgl.cli.options import Options, option, with_config, with_model, with_options
 from sgl.engine.base import env, sources
 from sgl.engine.base.config import Given
 from sgl.engine.base.errors import ConfigError
@@ -29,14 +28,12 @@ FOLDER = "sgl-eval"
 _REMOTE_OPTIONS = ("model.model_path", "model.tokenizer_path")
 
 
-def option(kind: Any, default: object, *flags: str, help: str, panel: str, metavar: str | None = None) -> Any:
-    """A flag with its default, for `with_options`."""
-    shown = str(default) if default not in (None, "", False) else False
-    info = typer.Option(*flags, help=help, metavar=metavar, show_default=shown, rich_help_panel=panel)
-    return Annotated[kind, info], default
+def how(*flags: str, help: str, metavar: str | None = None) -> Any:
+    """A flag of one task: which questions, and how they are asked."""
+    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=HOW)
 
 
-COMMON: Mapping[str, tuple[Any, object]] = {
+COMMON: Options = {
     "url": option(
         str, "", "--url", "--base-url", help="A server instead of a model here.", panel=WHO, metavar="http://..."
     ),
@@ -60,7 +57,7 @@ COMMON: Mapping[str, tuple[Any, object]] = {
     ),
     "fresh": option(bool, False, "--fresh", help="Ask everything again.", panel=RUN),
 }
-ASKING: Mapping[str, tuple[Any, object]] = {
+ASKING: Options = {
     "chat": option(bool, False, "--chat", help="Ask in a conversation, not as a text to go on with.", panel=HOW),
     "system_prompt": option(
         str, "", "--system-prompt", help="What the conversation begins with; makes it one.", panel=HOW, metavar="TEXT"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, run_task, with_run
+from sgl.cli.eval_options import how, run_task, with_run
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
-DATA = typer.Option("--data", help="A text, or JSONL with text in every line.", metavar="FILE", rich_help_panel=HOW)
-WINDOW = typer.Option("--window", help="Tokens that are read at once.", metavar="N", rich_help_panel=HOW)
+DATA = how("--data", help="A text, or JSONL with text in every line.", metavar="FILE")
+WINDOW = how("--window", help="Tokens that are read at once.", metavar="N")
 
 
 @with_run
@@ -23,14 +21,13 @@ def perplexity(
     window: Annotated[int, WINDOW] = 512,
     stride: Annotated[
         int,
-        typer.Option(
+        how(
             "--stride",
             help="From one window to the next; less than a window gives every token more context. 0: a window.",
             metavar="N",
-            rich_help_panel=HOW,
         ),
     ] = 0,
-    num_windows: Annotated[int, typer.Option("--num-windows", help="0 for all.", metavar="N", rich_help_panel=HOW)] = 0,
+    num_windows: Annotated[int, how("--num-windows", help="0 for all.", metavar="N")] = 0,
 ) -> None:
     """Score every token of a text by what stands before it."""
     from sgl.bench.evals.tasks.perplexity import Perplexity

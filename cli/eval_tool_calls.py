@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from sgl.cli.eval_options import HOW, asking_of, run_task, with_questions
+from sgl.cli.eval_options import asking_of, how, run_task, with_questions
 from sgl.cli.options import ModelArgument, command_of
 from sgl.engine.base import sources
 
@@ -18,17 +16,9 @@ def tool_calls(
     asking: dict[str, Any],
     model: ModelArgument = "",
     data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            help="JSONL with tools, messages (or prompt) and the expected calls.",
-            metavar="FILE",
-            rich_help_panel=HOW,
-        ),
+        str, how("--data", help="JSONL with tools, messages (or prompt) and the expected calls.", metavar="FILE")
     ] = "",
-    num_questions: Annotated[
-        int, typer.Option("--num-questions", help="0 for all.", metavar="N", rich_help_panel=HOW)
-    ] = 0,
+    num_questions: Annotated[int, how("--num-questions", help="0 for all.", metavar="N")] = 0,
 ) -> None:
     """Offer functions and compare the calls with those that are right."""
     from sgl.bench.evals.tasks.tool_calls import ToolCalls

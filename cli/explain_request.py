@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sgl.profiles.ledgers import Asked
 
 _COLUMNS = 44  # of the table besides the bars
-_PIPE_COLUMNS = 160
 _STYLES = ("blue", "yellow", "green", "cyan", "magenta", "red")
 
 
@@ -97,10 +96,7 @@ def _write(path: Path, answers: list[Explanation], rid: str) -> None:
     from sgl.profiles import waterfall
 
     content = waterfall.svg_file(answers[0]) if path.suffix == ".svg" else waterfall.page(answers, f"Request {rid}")
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}.", param="--output") from None
+    console.write_output(str(path), content)
 
 
 def _print(found: Explanation) -> None:
@@ -155,7 +151,4 @@ def _print_list(found: Listing) -> None:
         counts = f"{one.prompt_tokens}", f"{one.completion_tokens}", f"{one.alone_ms:.1f}"
         most = f"{one.largest} {one.largest_ms:.1f} ms"
         table.add_row(Text(console.printable(one.rid)), one.state, f"{one.total_ms:.1f}", first, *counts, most)
-    screen = console.out()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, _PIPE_COLUMNS)  # ids are for the next command
-    screen.print(table, soft_wrap=False)
+    console.out().print(table, soft_wrap=False)

@@ -12,7 +12,7 @@ from sgl.engine.base import sources
 from sgl.engine.base.config import BY_NAME
 
 
-@with_config("kernel")
+@with_config("kernel", described=True)
 def kernels(
     values: sources.Values,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE", show_default="auto")] = "auto",

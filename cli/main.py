@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
@@ -31,7 +32,7 @@ class Subcommand(NamedTuple):
 
 
 COMMANDS: Mapping[str, Subcommand] = {
-    "serve": Subcommand("sgl.cli.serve", "Serve a model over HTTP: the native and the OpenAI API."),
+    "serve": Subcommand("sgl.cli.serve", "Serve a model over HTTP, with the APIs of OpenAI, Anthropic and SGLang."),
     "chat": Subcommand("sgl.cli.chat", "Chat in the terminal, with a model here or behind any OpenAI-compatible URL."),
     "batch": Subcommand("sgl.cli.batch", "Answer a file of requests, all at once and to the end, or check one."),
     "bench": Subcommand("sgl.cli.bench", "Measure how fast a model runs, against this machine and other engines."),
@@ -136,12 +137,21 @@ def _report(error: Exception) -> None:
         )
 
 
+def _open_closed() -> None:
+    """Has streams that whoever started us has closed (``>&-``) lead nowhere; Python has None in their place."""
+    nowhere = Path(os.devnull)
+    sys.stdin = sys.stdin or nowhere.open()
+    sys.stdout = sys.stdout or nowhere.open("w")
+    sys.stderr = sys.stderr or nowhere.open("w")
+
+
 def program() -> NoReturn:
     """`main` as a whole process, which ends here and now.
 
     To take the interpreter down takes seconds once torch is loaded, and aborts if a thread still computes.
     """
     code: object = 0
+    _open_closed()
     try:
         with sampling("front"):
             main()

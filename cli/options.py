@@ -10,13 +10,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from sgl.cli.help import print_help
+from sgl.cli.help import ENGINE, print_help
 from sgl.cli.main import CONTEXT
 from sgl.engine.base import env, sources
 from sgl.engine.base.config import GROUPS, OPTIONS, Given, asks_for_nothing
 from sgl.engine.base.errors import ConfigError
 from sgl.engine.base.groups import LATER
 from sgl.engine.base.options import Option, closest
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What the parser raises; where its name is depends on typer's version."""
 
 ModelArgument = Annotated[
     str,
@@ -41,13 +44,50 @@ def with_parameters(
     return run
 
 
-def with_config(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds the options of these groups to a function, which receives what was given anywhere as ``values``."""
+Options = Mapping[str, tuple[Any, object]]
+"""Flags by the parameter that they set: its annotation, for typer, and its default."""
+
+
+def option(
+    kind: Any, default: object, *flags: str, help: str, metavar: str | None = None, panel: str | None = None
+) -> tuple[Any, object]:
+    """A flag and its default, for `with_options`."""
+    is_nothing = default is None or default is False or default in ("", [])
+    shown = False if is_nothing else str(default)
+    info = typer.Option(*flags, help=help, metavar=metavar, show_default=shown, rich_help_panel=panel)
+    return Annotated[kind, info], default
+
+
+def with_options(name: str, options: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds options to a function, which receives them as one dict called ``name``."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != name]
+        added = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in options.items()
+        ]
+        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *added]
+
+        def run(**arguments: Any) -> None:
+            taken = {key: arguments.pop(key) for key in options}
+            function(**{name: taken}, **arguments)
+
+        return with_parameters(run, function, parameters)
+
+    return decorate
+
+
+def with_config(*groups: str, described: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the options of these groups to a function, which receives what was given anywhere as ``values``.
+
+    Its help names them, and tells what they do if they are to be ``described`` there.
+    """
     options = [option for option in OPTIONS if option.group in groups]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "values"]
-        parameters = [*own, *map(_parameter, options), *_SOURCES]
+        parameters = [*own, *(_parameter(option, described) for option in options), *_SOURCES]
 
         def run(**arguments: Any) -> None:
             flags = {option: arguments.pop(option.name) for option in options}
@@ -87,7 +127,11 @@ class AbbreviatingCommand(TyperCommand):
         flags = {flag: option for option in options for flag in (*option.opts, *option.secondary_opts)}
         takes_value = {flag: not option.is_flag for flag, option in flags.items()}
         names = {flag: option.name for flag, option in flags.items()}
-        return super().parse_args(ctx, expand(args, takes_value, names))
+        try:
+            return super().parse_args(ctx, expand(args, takes_value, names))
+        except _USAGE_ERROR as error:
+            message = f"{error.format_message().rstrip('.')}. `{ctx.command_path} --help` tells more."
+            raise ConfigError(message) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         print_help(self, ctx)
@@ -139,14 +183,15 @@ def _complete(flag: str, known: Iterable[str], names: Mapping[str, str | None]) 
     raise ConfigError(f"There is no option {flag}.{closest(flag, known)}", param=flag)
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, described: bool) -> inspect.Parameter:
+    panel = f"{option.group.capitalize()}: {GROUPS[option.group].__doc__}".rstrip(".")
     kind: Any = bool if option.kind is bool else list[str] if option.kind is tuple else str
     shown = option.show(option.default)
     info = typer.Option(
         *option.flags,
         help=option.declaration.help,
         metavar=None if option.kind is bool else option.metavar,
-        rich_help_panel=f"{option.group.capitalize()}: {GROUPS[option.group].__doc__}".rstrip("."),
+        rich_help_panel=panel if described else ENGINE,
         show_default=shown if shown != "-" and option.kind is not bool else False,
     )
     return inspect.Parameter(

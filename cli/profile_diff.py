@@ -9,7 +9,7 @@ import typer
 
 from sgl.cli import console
 from sgl.cli.options import command_of
-from sgl.cli.profile_report import PAGE, TRACE, analysed, print_tables, write_page
+from sgl.cli.profile_report import PAGE, TRACE, analysed, print_tables
 
 
 def diff(
@@ -23,7 +23,7 @@ def diff(
     if output:
         from sgl.profiles.page import difference_page
 
-        write_page(output, difference_page(old, new, title))
+        console.write_output(output, difference_page(old, new, title))
         return
     from sgl.profiles.tables import difference, facts
 

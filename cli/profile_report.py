@@ -30,7 +30,6 @@ MACHINE = typer.Option(
 
 
 _MIN_NAME = 16
-_PIPE_WIDTH = 160
 
 
 def report(
@@ -46,7 +45,7 @@ def report(
         return
     from sgl.profiles.page import page
 
-    write_page(output, page(found, title))
+    console.write_output(output, page(found, title))
 
 
 command = command_of(report)
@@ -130,8 +129,6 @@ def print_tables(tables: Sequence[Table]) -> None:
     from rich.text import Text
 
     screen = console.out()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, _PIPE_WIDTH)
     for table in tables:
         count = _fitting(table, screen.width)
         shown = Shown(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -165,15 +162,3 @@ def _print_opportunities(found: Analysis) -> None:
     screen.print("\nLargest opportunities", style="bold")
     for number, one in enumerate(opportunities(found), start=1):
         screen.print(Text(f"{number}. {console.printable(one.text)}"), soft_wrap=True)
-
-
-def write_page(output: str, content: str) -> None:
-    """
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        Path(output).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error.strerror}.", param="--output") from None
-    console.err().print(f"The page is {console.printable(output)}", soft_wrap=True, markup=False)

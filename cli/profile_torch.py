@@ -35,8 +35,8 @@ def torch(
     traces = [path for path in capture.files_in(directory, "*.trace.json.gz") if path not in before]
     for path in traces:
         print_summary(path)
-    if not traces:
-        hint = "" if status else f"The engine of the command must compute more than {first} steps (--first)."
+    if not traces and status == 0:  # else the command has said what is wrong
+        hint = f"The engine of the command must compute more than {first} steps (--first)."
         console.complain("Nothing was recorded.", hint)
     raise typer.Exit(status or (0 if traces else 1))
 

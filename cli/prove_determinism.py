@@ -49,7 +49,7 @@ def prove_determinism(
     config = sources.configure(with_model(values, model))
     found = asyncio.run(_prove(config, lines, sizes, seed))
     if output_file:
-        Path(output_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        console.write_output(output_file, json.dumps(found, indent=1) + "\n")
     if not found["identical"]:
         raise typer.Exit(1)
 

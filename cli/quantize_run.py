@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
-from sgl.cli.options import with_parameters
+from sgl.cli.options import Options, option, with_parameters
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,30 +28,20 @@ SourceArgument = Annotated[
     str, typer.Argument(help="Directory or Hugging Face Hub id, in floating point.", metavar="MODEL")
 ]
 
-Options = Mapping[str, tuple[Any, object]]
 MethodOptions = dict[str, Any]
 
-
-def _option(kind: Any, default: object, *flags: str, help: str, metavar: str | None, panel: str) -> tuple[Any, object]:
-    shown = str(default) if default not in (None, "", False, []) else False
-    info = typer.Option(*flags, help=help, metavar=metavar, show_default=shown, rich_help_panel=panel)
-    return Annotated[kind, info], default
-
-
 _OUTPUT: Options = {
-    "output": _option(
-        str, "", "--output", "-o", help="Directory of the new checkpoint.", metavar="DIR", panel="Output"
-    ),
-    "restart": _option(
+    "output": option(str, "", "--output", "-o", help="Directory of the new checkpoint.", metavar="DIR", panel="Output"),
+    "restart": option(
         bool, False, "--restart", help="Throw away what an interrupted run left.", metavar=None, panel="Output"
     ),
-    "shard_gb": _option(
+    "shard_gb": option(
         float, 5.0, "--max-shard-size", help="Size of a file of weights, in GB.", metavar="GB", panel="Output"
     ),
-    "revision": _option(str, "", "--revision", help="Of a model on the Hub.", metavar="REVISION", panel="Output"),
+    "revision": option(str, "", "--revision", help="Of a model on the Hub.", metavar="REVISION", panel="Output"),
 }
 _LAYERS: Options = {
-    "ignore": _option(
+    "ignore": option(
         list[str],
         [],
         "--ignore",
@@ -59,7 +49,7 @@ _LAYERS: Options = {
         metavar="REGEX",
         panel="Layers",
     ),
-    "auto": _option(
+    "auto": option(
         bool,
         False,
         "--auto",
@@ -69,7 +59,7 @@ _LAYERS: Options = {
     ),
 }
 _DATA: Options = {
-    "calibration": _option(
+    "calibration": option(
         str,
         "",
         "--calibration",
@@ -78,10 +68,10 @@ _DATA: Options = {
         metavar="FILE",
         panel="Text",
     ),
-    "num_calibration": _option(
+    "num_calibration": option(
         int, 256, "--calibration-samples", help="Sequences to calibrate with.", metavar="N", panel="Text"
     ),
-    "gate": _option(
+    "gate": option(
         str,
         "",
         "--gate",
@@ -90,7 +80,7 @@ _DATA: Options = {
         metavar="LIMITS",
         panel="Text",
     ),
-    "gate_data": _option(
+    "gate_data": option(
         str,
         "",
         "--gate-data",
@@ -98,9 +88,9 @@ _DATA: Options = {
         metavar="FILE",
         panel="Text",
     ),
-    "num_gate": _option(int, 64, "--gate-samples", help="Sequences to measure with.", metavar="N", panel="Text"),
-    "max_tokens": _option(int, 1024, "--max-tokens", help="Longest sequence.", metavar="N", panel="Text"),
-    "seed": _option(int, 0, "--seed", help="Of the choice of sequences.", metavar="N", panel="Text"),
+    "num_gate": option(int, 64, "--gate-samples", help="Sequences to measure with.", metavar="N", panel="Text"),
+    "max_tokens": option(int, 1024, "--max-tokens", help="Longest sequence.", metavar="N", panel="Text"),
+    "seed": option(int, 0, "--seed", help="Of the choice of sequences.", metavar="N", panel="Text"),
 }
 OPTIONS: Options = {**_OUTPUT, **_LAYERS, **_DATA}
 KV_OPTIONS: Options = {**_OUTPUT, **_DATA}
@@ -137,8 +127,8 @@ def _run(model: str, method: str, own: MethodOptions, given: Mapping[str, Any]) 
         with bars:
             outcome = _outcome(job, bars, auto=given.get("auto", False))
     except KeyboardInterrupt:
-        partial = job.out.with_name(job.out.name + ".partial")
-        kept = f" The same command goes on from {partial}." if partial.is_dir() else ""
+        places = (job.out.with_name(job.out.name + suffix) for suffix in (".partial", ".search"))
+        kept = "".join(f" The same command goes on from {place}." for place in places if place.is_dir())
         console.err().print(f"Interrupted.{kept}", soft_wrap=True)
         raise typer.Exit(130) from None
     show_layers(outcome.layers)

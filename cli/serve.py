@@ -19,7 +19,7 @@ from sgl.engine.base.interpreter import Interpreter
 from sgl.engine.base.timeline import process_start_s
 
 
-@with_config(*GROUPS)
+@with_config(*GROUPS, described=True)
 def serve(
     values: sources.Values,
     model: ModelArgument = "",
@@ -29,7 +29,7 @@ def serve(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --explain-config: as JSON.")] = False,
 ) -> None:
-    """Serve a model over HTTP: the native and the OpenAI API."""
+    """Serve a model over HTTP, with the APIs of OpenAI, Anthropic and SGLang."""
     if as_json and not explain_config:
         raise ConfigError("--json belongs to --explain-config.", param="--json")
     if explain_config:

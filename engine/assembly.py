@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +189,8 @@ def _solve(
     from sgl.engine.runtime.capture import capture_bytes
     from sgl.engine.runtime.kv import kv_bytes_per_page
 
+    if device.is_async:  # a part of a GPU has less than nvidia-smi tells of the whole
+        machine = replace(machine, memory_bytes=device.memory().total_bytes)
     traits = backend.traits
     max_running = config.schedule.max_running_requests or 1
     return solve(

@@ -32,6 +32,9 @@ class Connection:
         """
         try:
             answer = self._client.request(method, self._url + path, json=body)
+        except httpx.ConnectError:
+            told = f"No server answers at {self._url}; start one with `sgl serve`, or correct the URL."
+            raise SglError(told, code="unreachable", status=503) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             told = str(error).rstrip(".")
             raise SglError(f"{self._url} cannot be reached: {told}.", code="unreachable", status=503) from None

@@ -81,6 +81,11 @@ def keep_compiled() -> None:
         os.environ.setdefault(name, str(cache_dir() / folder))
 
 
+def hush_profiler() -> None:
+    """Has torch's profiler not print its stages, unless somebody wants them."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
 def profiler_dir() -> Path:
     """Where traces are written, and nowhere above."""
     return Path(text("SGLANG_TORCH_PROFILER_DIR") or cache_dir() / "profiles")

@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -122,9 +122,7 @@ def load_model(
             _refuse_dummy(layout)
             _fill(intake, seed, device)
         else:
-            folders = dense_folders(model_dir, spec.pooling)
-            has_head = spec.pooling is None and not spec.tied_head
-            _read(model_dir, intake, family.names, spec, folders, layout, has_head, device)
+            _read(model_dir, intake, family.names, spec, layout, device)
         model.finish()
     if arena is not None:
         arena.trim()
@@ -213,51 +211,48 @@ def _fill(intake: Intake, seed: int, device: Device) -> None:
 
 
 def _read(
-    model_dir: Path,
-    intake: Intake,
-    names: WeightNames,
-    spec: ModelSpec,
-    folders: Sequence[str],
-    layout: Layout | None,
-    has_head: bool,
-    device: Device,
+    model_dir: Path, intake: Intake, names: WeightNames, spec: ModelSpec, layout: Layout | None, device: Device
 ) -> None:
-    blocks = model_dir / gguf_folder.WEIGHTS
-    stored = gguf.stored(blocks, names, spec) if blocks.is_file() else _stored(model_dir, names)
-    for folder in folders:
-        stored |= {f"{folder}.{name}": entry for name, entry in _stored(model_dir / folder, names).items()}
-    ignored = re.compile(names.ignored)
-    unneeded = {name for name in stored if ignored.fullmatch(name)}
-    for layer in range(len(spec.layers), len(spec.layers) + spec.num_drafters):
-        unneeded |= {name for name in stored if name.startswith(names.drafter.format(layer))}
-    if not has_head:
-        unneeded.add(f"{names.head}.weight")
+    """Hands every tensor that the model wants to it, in the order in which they lie in files."""
+    stored = _everything(model_dir, names, spec)
     wanted = {name: slot.shape for name, slot in intake.slots.items()}
-    found = Found()
-    if layout is not None:
-        beside = re.compile(layout.ignored)
-        unneeded |= {name for name in stored if beside.fullmatch(name)}
-        found = find(layout, wanted, stored)
+    found = Found() if layout is None else find(layout, wanted, stored)
     plain = {name: shape for name, shape in wanted.items() if name not in found.weights}
-    unneeded |= found.used | set(found.empty)
-    _check(model_dir, plain, {name: entry for name, entry in stored.items() if name not in unneeded}, found.problems)
+    left_out = _unneeded(stored, names, spec, layout) | found.used | set(found.empty)
+    _check(model_dir, plain, {name: entry for name, entry in stored.items() if name not in left_out}, found.problems)
     with Files() as files:
         for name in found.empty:
             if bool(files.tensor(stored[name]).any()):
                 raise ModelError(f"{name} is not part of the model, but it is not zero.")
         in_order = sorted(wanted, key=lambda name: _place(found.weights.get(name) or stored[name]))
-        read = (
-            (
-                name,
-                files.weight(found.weights[name], wanted[name])
-                if name in found.weights
-                else files.tensor(stored[name]),
-            )
-            for name in in_order
-        )
-        for name, weight in streamed(read, device):
-            intake.put(name, weight)
+
+        def weight(name: str) -> Tensor | Encoded:
+            parts = found.weights.get(name)
+            return files.tensor(stored[name]) if parts is None else files.weight(parts, wanted[name])
+
+        for name, read in streamed(((name, weight(name)) for name in in_order), device):
+            intake.put(name, read)
     intake.close()
+
+
+def _everything(model_dir: Path, names: WeightNames, spec: ModelSpec) -> dict[str, Stored]:
+    """All tensors of the checkpoint and of the dense layers beside it, by the name that the model gives them."""
+    blocks = model_dir / gguf_folder.WEIGHTS
+    stored = gguf.stored(blocks, names, spec) if blocks.is_file() else _stored(model_dir, names)
+    for folder in dense_folders(model_dir, spec.pooling):
+        stored |= {f"{folder}.{name}": entry for name, entry in _stored(model_dir / folder, names).items()}
+    return stored
+
+
+def _unneeded(stored: Collection[str], names: WeightNames, spec: ModelSpec, layout: Layout | None) -> set[str]:
+    """Tensors that may be there without being part of the model: buffers, drafters, a head that is not used."""
+    beside = names.ignored if layout is None else f"(?:{names.ignored})|(?:{layout.ignored})"
+    drafters = range(len(spec.layers), len(spec.layers) + spec.num_drafters)
+    prefixes = tuple(names.drafter.format(layer) for layer in drafters)
+    unneeded = {name for name in stored if re.fullmatch(beside, name) or name.startswith(prefixes)}
+    if spec.tied_head or spec.pooling is not None:
+        unneeded.add(f"{names.head}.weight")
+    return unneeded
 
 
 def _place(stored: Stored | StoredParts) -> Path:

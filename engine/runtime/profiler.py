@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sgl.engine.base import env
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import StepPlan
 from sgl.kernels.cpu import native
@@ -120,6 +121,7 @@ class Profiler:
             raise SglError(message, param="activities")
         chosen = [name for name in activities or self._known if name in self._known]
         path = self._directory(output_dir) / f"{_moment()}-TP-0.trace.json.gz"
+        env.hush_profiler()
         profile = torch.profiler.profile(
             activities=[_ACTIVITIES[name] for name in chosen or ("CPU",)],
             with_stack=with_stack,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sgl.bench import gpu_check
+from sgl.bench import gpu_check, gpu_sections
 from sgl.bench.gpu_check import PARTS, Part, check, main, table
 from sgl.bench.gpu_engine import Answer
+from sgl.bench.gpu_memory import memory
 from sgl.bench.gpu_sections import TINY, Context, Figure, Model, _verdict, ceilings, tokens, waits
 from sgl.engine.base.types import TokenLogprob
 
@@ -32,7 +35,7 @@ def test_a_model_is_measured_from_start_to_end() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("section", [tokens, waits])
+@pytest.mark.parametrize("section", [tokens, waits, memory])
 def test_engines_agree_with_themselves(section: Any) -> None:
     result = section(FOREVER)
     assert result["is_ok"], result
@@ -40,7 +43,7 @@ def test_engines_agree_with_themselves(section: Any) -> None:
 
 def test_what_is_late_is_named() -> None:
     result = Model("qwen3-0.6b", decode=("decode", 1, 2))(Context(TINY, float("-inf")))
-    assert result["figures"] == [] and result["failed"] == {"decode": "TimeoutError: not reached in time"}
+    assert result["figures"] == [] and result["failed"]["decode"].endswith("TimeoutError: not reached in time\n")
 
 
 ENTRY = TokenLogprob(3, -0.5, ((3, -0.5), (4, -0.6)))
@@ -79,6 +82,8 @@ class Process:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         outcome = self.outcomes[self.name]
+        if isinstance(outcome, list):  # one after the other
+            outcome = outcome.pop(0)
         if outcome == "hangs" and timeout is not None:
             self.result.write_text('{"running": "the check that hangs"}')
             raise gpu_check.subprocess.TimeoutExpired("part", timeout)
@@ -109,6 +114,44 @@ def test_no_part_takes_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = table(report)
     assert "| part d | failed, 7 checks, 1 failed |" in text
     assert "| speed | 5 tok/s | 4 tok/s | 9 tok/s | reached |" in text
+
+
+def test_a_part_goes_on_in_another_process_where_the_device_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Named("good"), Named("illegal access", RuntimeError("CUDA error")), Named("better"), Named("wrong", 7.0)]
+    monkeypatch.setattr(gpu_sections, "_checks", lambda device: iter(checks))
+    monkeypatch.setattr(gpu_sections, "_is_broken", lambda device: result["num_run"] == 2)
+    kept: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+
+    def keep(found: Any) -> None:
+        result.update(found)
+        kept.append(dict(found))
+
+    context = Context(TINY, time.monotonic() + 100, {}, keep)
+    first = gpu_sections.parity(context)
+    assert first["goes_on"] and not first["is_ok"] and first["num_run"] == 2 and kept[-1]["running"] == "illegal access"
+    second = gpu_sections.parity(replace(context, known={"parity": first}))
+    assert not second["goes_on"] and second["num_run"] == 4 and list(second["failed"]) == ["illegal access", "wrong"]
+    assert "CUDA error" in second["failed"]["illegal access"] and second["num_failed"] == 2
+
+    Process.outcomes = {"parity": [first, second]}
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", Process)
+    monkeypatch.setattr(gpu_check, "_commit", lambda: "")
+    report = check([part for part in PARTS if part.name == "parity"], dry_run=True)
+    assert report["parts"]["parity"]["result"] == second
+
+
+@dataclass
+class Named:
+    """A check and what comes of it."""
+
+    name: str
+    outcome: float | Exception = 0.5
+
+    def run(self) -> float:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
 
 
 def test_parts_without_time_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_command(bench: Bench, tmp_path: Path) -> None:
     done = bench("report", str(file))
     assert done.returncode == 0 and "serving" in done.stdout and "one-batch" in done.stdout, done.stderr
     done = bench("report", str(file), "-o", str(out), "--title", "Mine")
-    assert done.returncode == 0 and done.stdout == "" and "2 results in" in done.stderr
+    assert done.returncode == 0 and done.stdout == "" and "Written to" in done.stderr
     assert "<title>Mine</title>" in out.read_text()
     done = bench("report", str(file), "-o", "/nowhere/x.html")
     assert done.returncode == 2 and "--output /nowhere/x.html cannot be written" in done.stderr

@@ -78,6 +78,14 @@ def test_a_full_disk_is_not_a_bug() -> None:
     assert (done.returncode, done.stderr) == (1, "Error: No space left on device.\n")
 
 
+def test_closed_streams_are_no_bug() -> None:
+    for closed in (">&-", "2>&-", "<&-", ">&- 2>&-"):
+        command = f"{sys.executable} -m sgl schema check - {closed}"
+        done = subprocess.run(["bash", "-c", command], input="{}", capture_output=True, text=True, check=False)
+        assert done.returncode == (2 if closed == "<&-" else 0), done.stderr
+        assert "Traceback" not in done.stderr and "bug" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--help"), ("chat", "--help")])
 def test_help_comes_without_heavy_imports(words: tuple[str, ...]) -> None:
     assert not imported_by(*words) & set(HEAVY)
@@ -108,6 +116,23 @@ def test_flags_are_whole_on_a_narrow_terminal() -> None:
     assert "…" not in done.stdout
 
 
+def test_engine_options_are_described_by_serve_and_named_by_others() -> None:
+    named, described = sgl_command("chat", "--help").stdout, sgl_command("serve", "--help").stdout
+    assert "--quantization" in named and "--quantization" in described
+    assert "Round the linear layers" in described and "Round the linear layers" not in named
+    assert "MODEL  " in named and "[MODEL]  " not in named
+    broken = [line for line in described.splitlines() if line.startswith("│ ") and "|" in line.split()[1]]
+    assert broken and not any(line.split()[1].startswith("|") for line in broken)
+
+
+def test_a_pipe_has_whole_tables() -> None:
+    command = [sys.executable, "-m", "sgl", "serve", "--explain-config"]
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("--model-path ")]
+    assert "assets/demo " in line and "no model was named: the demo model" in line
+
+
 def test_version() -> None:
     assert sgl_command("--version").stdout == f"sgl {sgl.__version__}\n"
     assert sgl.__version__ in sgl_command("version").stdout
@@ -123,6 +148,8 @@ def test_version() -> None:
         (["serve", "--port", "x"], "Error: --port must be an integer, got 'x'."),
         (["chat", "--url", "ftp://x", "-p", "q"], "Error: --url must be like http://127.0.0.1:30000, got 'ftp://x'."),
         (["kernels", "--dtype", "int3"], "Error: --dtype must be one of"),
+        (["serve", "--port"], "Error: Option '--port' requires an argument. `sgl serve --help` tells more."),
+        (["verify"], "Error: Missing argument 'RECEIPT'. `sgl verify --help` tells more."),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(

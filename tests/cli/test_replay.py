@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import pytest
 from sgl.cli.main import main
 from sgl.engine.api import Engine
 from sgl.engine.api.exchange import Answer, Choice, Exchange
-from sgl.engine.core.record import FileRecorder, read_steps
+from sgl.engine.core.record import FileRecorder, RecordedStep, read_steps
 from tests.server.live import live, until
 
 PARAMS = {"temperature": 0, "max_new_tokens": 5}
@@ -125,6 +125,29 @@ def test_help_names_all_three(replay: Replay) -> None:
     assert done.code == 0 and all(name in done.out for name in ("run", "diff", "plans"))
 
 
+def record(path: Path, steps: Sequence[RecordedStep]) -> None:
+    recorder = FileRecorder(path)
+    for step in steps:
+        recorder.write(step)
+    recorder.close()
+
+
+def test_what_a_grammar_chose_among_several_is_chosen_again(replay: Replay, tmp_path: Path) -> None:
+    own = {"device": "cpu", "cpu_threads": 1, "page_size": 8, "max_total_tokens": 4096}
+    with Engine(record_plans=str(tmp_path / "plans"), **own) as engine:
+        engine.generate("one", {"temperature": 0.0, "max_new_tokens": 20, "regex": "[0-9]{3} house"})
+    steps = list(read_steps(tmp_path / "plans"))
+    changed = next(step for step in steps if step.masks)
+    mask, (chosen,) = int.from_bytes(changed.masks[0], "little"), changed.outputs[0].token_ids
+    assert mask.bit_count() >= 10 and mask >> chosen & 1
+    told = ("--device", "cpu", "--cpu-threads", "1", "--page-size", "8")
+    assert replay("plans", "plans", *told).code == 0
+    changed.masks[0] = (mask & ~(1 << chosen)).to_bytes(len(changed.masks[0]), "little")
+    record(tmp_path / "other", steps)
+    done = replay("plans", "other", *told)
+    assert done.code == 1 and f"step {changed.plan.step_id} is not" in done.out
+
+
 def test_plans_come_out_the_same_bit_for_bit(replay: Replay, tmp_path: Path) -> None:
     own = {"device": "cpu", "cpu_threads": 1, "page_size": 8, "max_total_tokens": 4096}
     free = {"temperature": 0.9, "max_new_tokens": 9, "ignore_eos": True}
@@ -143,10 +166,7 @@ def test_plans_come_out_the_same_bit_for_bit(replay: Replay, tmp_path: Path) -> 
     token = steps[2].outputs[0].logprobs[0]
     assert token.logprob is not None
     steps[2].outputs[0].logprobs[0] = msgspec.structs.replace(token, logprob=math.nextafter(token.logprob, 0.0))
-    recorder = FileRecorder(tmp_path / "other")
-    for step in steps:
-        recorder.write(step)
-    recorder.close()
+    record(tmp_path / "other", steps)
     done = replay("plans", "other", *told)
     assert done.code == 1 and f"2 steps are the same; step {steps[2].plan.step_id} is not" in done.out
     done = replay("plans", "plans", *told[:-1], "1")

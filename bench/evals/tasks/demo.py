@@ -27,7 +27,8 @@ def skill_of(name: str) -> str:
     by_name = {slug(skill): skill for skill in SKILLS}
     wanted = slug(name.removeprefix(PREFIX))
     if wanted not in by_name:
-        raise ConfigError(f"The demo model has no skill '{name}'.{closest(wanted, by_name)}", param="--skills")
+        hint = closest(wanted, by_name) or f" It has {', '.join(sorted(by_name))}."
+        raise ConfigError(f"The demo model has no skill '{name}'.{hint}", param="--skills")
     return by_name[wanted]
 
 
