@@ -165,11 +165,7 @@ class Progress:
     """A bar on standard error that counts the requests of all runs."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console.err())
+        self._bar = console.bar()
         self._task = self._bar.add_task("requests", total=None)
         self._failed = 0
 

@@ -19,8 +19,6 @@ from sgl.engine.base.config import Given
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from sgl.bench.engines import BatchEngine, SglEngine
     from sgl.bench.limits import Share
     from sgl.bench.one_batch import Run, Workload
@@ -168,7 +166,7 @@ def _collect(
     record: Callable[[Run, dict[str, Any]], None],
 ) -> bool:
     """Takes in runs by workload and engine and records them, the last ones with medians; true after Ctrl-C."""
-    with _bar() as bar:
+    with console.bar(transient=True) as bar:
         task = bar.add_task("runs", total=num_series * repeats)
         try:
             for run in runs:
@@ -182,13 +180,6 @@ def _collect(
                 raise
             return True
     return False
-
-
-def _bar() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console.err(), transient=True)
 
 
 def _print(series: Mapping[tuple[Workload, str], Sequence[Run]]) -> None:

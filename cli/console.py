@@ -12,6 +12,7 @@ from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 _PIPE_WIDTH = 160
@@ -39,6 +40,17 @@ def err() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def bar(*, transient: bool = False) -> Progress:
+    """A bar on standard error for what is counted; ``transient`` ones are gone at the end, and never in a file."""
+    from rich import progress
+
+    screen = err()
+    counted = progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()
+    times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
+    is_unseen = transient and not screen.is_terminal
+    return progress.Progress(*counted, *times, console=screen, transient=transient, disable=is_unseen)
 
 
 def complain(message: str, hint: str = "") -> None:

@@ -168,11 +168,7 @@ class Progress:
     """A bar on standard error that counts answers."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console.err())
+        self._bar = console.bar()
         self._task = self._bar.add_task(name, total=total, completed=done)
         self._name = name
         self._judged = self._right = self._failed = 0

@@ -52,10 +52,7 @@ command = command_of(live)
 
 def _wait(profile: LiveProfile, steps: int) -> str:
     """The trace; empty if it was interrupted before there was a step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=console.err(), transient=True) as bar:
+    with console.bar(transient=True) as bar:
         task = bar.add_task("steps", total=steps)
         try:
             while (status := profile.status()).is_recording:

@@ -217,6 +217,7 @@ class Bars:
         self._task: Any = None
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
+        self._bars.start()  # not before: what is refused at once leaves no empty line
         note = f"{done / total:.0%} was done before" if done and total else ""
         self._task = self._bars.add_task(stage, total=total, completed=done, note=note)
 
@@ -224,11 +225,11 @@ class Bars:
         self._bars.update(self._task, advance=count, note=note)
 
     def __enter__(self) -> Bars:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._task is not None:
+            self._bars.stop()
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:

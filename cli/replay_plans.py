@@ -50,11 +50,8 @@ command = command_of(plans)
 
 def _run(replay: PlanReplay) -> tuple[int, Parting | None]:
     """How many steps came out the same, and the first that did not."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     num_same = 0
-    with Progress(*columns, console=console.err()) as bar:
+    with console.bar() as bar:
         task = bar.add_task("steps", total=replay.needs.num_steps)
         for parting in replay.run():
             if parting is not None:

@@ -163,7 +163,7 @@ def test_command_on_files(bench: Bench, tmp_path: Path) -> None:
     done = bench("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     assert done.returncode == 0, done.stderr
     (row,) = [text.split() for text in done.stdout.splitlines() if text.startswith("prefill_throughput")]
-    assert row[:4] == ["prefill_throughput", "102.5", "52.5", "1.952"] and row[-1] == "A"
+    assert row[:5] == ["prefill_throughput", "(tok/s)", "102.5", "52.5", "1.952"] and row[-1] == "A"
 
 
 def test_command_on_two_configurations(bench: Bench, tmp_path: Path) -> None:
