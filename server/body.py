@@ -27,7 +27,7 @@ T = TypeVar("T")
 MAX_NESTING = 64
 MAX_CONTAINERS = MAX_STRINGS = 200_000
 """Most arrays and objects of a body, and most texts: empty ones take fifty times the memory of their two bytes."""
-MAX_OTHER_BYTES = 2**21
+MAX_OTHER_BYTES = 2**22
 """Most bytes of a body beside what the model is to read: a schema of megabytes is not worth decoding to refuse it."""
 _READ_FIELDS = frozenset(
     (

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from sgl.engine.api.request import GenerateRequest, Generation, Transcript
-from sgl.engine.base.types import FinishReason, Output, Request
+from sgl.engine.base.types import FinishReason, Output, Request, TokenLogprob
 from sgl.engine.text.stop import StopChecker
 from sgl.engine.text.tokenizer import Tokenizer
 
@@ -51,7 +51,8 @@ class Answer:
         )
         self._checker = StopChecker(request.stop, keep=request.no_stop_trim)
         self._first = first
-        self._transcript = Transcript(prompt_logprobs=[] if first is None else first._transcript.prompt_logprobs)
+        prompt_logprobs: list[TokenLogprob] = [] if first is None else first._transcript.prompt_logprobs
+        self._transcript: Transcript = Transcript(prompt_logprobs=prompt_logprobs)
         self._text = ""
         self._delta: list[str] = []
         self._num_taken = 0  # tokens that were part of an item
