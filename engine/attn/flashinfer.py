@@ -124,7 +124,7 @@ class FlashInferBackend:
     def prefixes(self, batch: ForwardBatch, kind: Kind, group: int) -> list[Prefix]:
         """What rows of one token have in common, if it is worth to read it once."""
         host = batch.host
-        if host is None or kind.window is not None:
+        if host is None or kind.window is not None or not kind.fits("prefix"):
             return []
         num_pages = np.where(np.array(batch.q_lens) == 1, (host.seq_lens - 1) // kind.page_size, 0)
         if int(num_pages.sum() - num_pages.max()) * kind.page_bytes < WORTH_BYTES:
@@ -215,6 +215,8 @@ class FlashInferGraph:
     def replan(self, batch: ForwardBatch) -> bool:
         """Rows that the step does not have are padding: as long as their own queries. A step that had better read
         pages in common once is not for the graph."""
+        if not self._wrappers:  # the Triton kernels compute it all
+            return True
         if batch.host is None or any(self._backend.prefixes(batch, *key) for key in self._wrappers):
             return False
         self._seq_lens, self._parts = self._q_lens.copy(), {}
@@ -227,9 +229,9 @@ class FlashInferGraph:
         if group not in self._buffers:
             count, device = len(self._q_lens), self._backend.device.torch_device
             sizes = (count + 1, count + 1, count, count)
-            small = (torch.zeros(size, dtype=torch.int32, device=device) for size in sizes)
+            qo, kv, last, lens = (torch.zeros(size, dtype=torch.int32, device=device) for size in sizes)
             indices = self._backend.indices(group, self._batch.page_table[group].numel() + 1)
-            self._buffers[group] = Buffers(*small, indices)
+            self._buffers[group] = Buffers(qo, kv, last, lens, indices)
         return self._buffers[group]
 
     def _plan(self, key: tuple[Kind, int]) -> None:

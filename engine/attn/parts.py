@@ -59,7 +59,8 @@ class Part:
         table = self.table if self.row_ids is None else self.table.index_select(0, self.row_ids)
         places = np.stack((kv_indptr[:-1] - self.skipped, kv_indptr[:-1], kv_indptr[1:]))
         _flatten(table[:, :width], self.device.upload([places])[0], into)
-        return Rows(*torch.split(host, [len(array) for array in arrays]), into[:total], int(self.q_lens.max()))
+        qo, kv, last, lens = torch.split(host, [len(array) for array in arrays])
+        return Rows(qo, kv, last, lens, into[:total], int(self.q_lens.max()))
 
 
 def role_of(q_len: int) -> Role:
@@ -71,34 +72,39 @@ def cut(device: Device, batch: ForwardBatch, group: int, page_size: int, prefixe
     """The rows of a step by their roles; those of prefixes come first among the decoding ones."""
     assert batch.host is not None
     q_lens, seq_lens, table = np.array(batch.q_lens, np.int64), batch.host.seq_lens, batch.page_table[group]
-    roles = {role_of(q_len) if q_len else None for q_len in batch.q_lens}
-    if len(roles) == 1 and not prefixes:
-        return [Part(device, role_of(int(q_lens.max())), q_lens, seq_lens, table, page_size)]
-    role_of_row = np.select([q_lens == 0, q_lens == 1, q_lens <= SHORT_TOKENS], ["none", "decode", "short"], "long")
-    rows: dict[Role, np.ndarray] = {
-        role: np.flatnonzero(role_of_row == role) for role in ("decode", "short", "long") if role in roles
-    }
+    rows = _by_role(q_lens)
+    if len(rows) == 1 and not prefixes and q_lens.all():
+        return [Part(device, next(iter(rows)), q_lens, seq_lens, table, page_size)]
+    leaders = np.array([prefix.rows[0] for prefix in prefixes], np.int64)
     skipped = np.zeros(len(q_lens), np.int64)
-    for prefix in prefixes:
-        skipped[prefix.rows] = prefix.num_pages
     if prefixes:
         first = np.concatenate([prefix.rows for prefix in prefixes])
+        skipped[first] = np.repeat([prefix.num_pages for prefix in prefixes], [len(p.rows) for p in prefixes])
         rows["decode"] = np.concatenate((first, np.setdiff1d(rows["decode"], first)))
     tokens = [_tokens(q_lens, ids) for ids in rows.values()]
-    leaders = np.array([prefix.rows[0] for prefix in prefixes], np.int64)
-    row_ids, token_ids = device.upload([*rows.values(), leaders]), device.upload(tokens)
+    uploaded = device.upload([*tokens, *rows.values(), *([leaders] if prefixes else [])])
     shared = None
     if prefixes:
         counts = np.array([len(prefix.rows) for prefix in prefixes])
         lengths = np.array([prefix.num_pages for prefix in prefixes]) * page_size
-        shared = Part(device, "prefix", counts, lengths, table, page_size, row_ids=row_ids[-1])
+        shared = Part(device, "prefix", counts, lengths, table, page_size, row_ids=uploaded[-1])
     return [
         Part(
-            *(device, role, q_lens[ids], seq_lens[ids], table, page_size),
-            *(skipped[ids], token_ids[n], row_ids[n], shared if role == "decode" else None),
+            *(device, role, q_lens[ids], seq_lens[ids], table, page_size, skipped[ids]),
+            *(uploaded[n], uploaded[len(rows) + n], shared if role == "decode" else None),
         )
         for n, (role, ids) in enumerate(rows.items())
     ]
+
+
+def _by_role(q_lens: np.ndarray) -> dict[Role, np.ndarray]:
+    """The rows of every role that has any."""
+    chosen: dict[Role, np.ndarray] = {
+        "decode": q_lens == 1,
+        "short": (q_lens > 1) & (q_lens <= SHORT_TOKENS),
+        "long": q_lens > SHORT_TOKENS,
+    }
+    return {role: np.flatnonzero(mask) for role, mask in chosen.items() if mask.any()}
 
 
 def _tokens(q_lens: np.ndarray, rows: np.ndarray) -> np.ndarray:

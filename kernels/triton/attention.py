@@ -34,6 +34,7 @@ MAX_HEAD_DIM = 256
 _PROGRAMS = 128  # that one decoding row should give: about the multiprocessors of a GPU
 _MIN_ROWS = 16  # of a tile: what tensor cores take
 _ROOM = ((256, (128, 64)), (1024, (64, 32)))  # up to so many bytes of a value: query rows of a tile, keys of a block
+_FLOAT_ROOM = (32, 16)  # tensor cores multiply no float32: threads hold their operands in registers
 _LEAST_ROOM = (16, 16)
 _TILES_TOGETHER = 4  # so many are a multiple of 16 bytes, to which kernels are compiled
 
@@ -419,7 +420,8 @@ class Shape:
     def room(self) -> tuple[int, int]:
         """Query rows of a tile and keys of a block, fewer the more memory each takes."""
         width = _padded(self.value_dim) * self.dtype.itemsize
-        return next((sizes for most, sizes in _ROOM if width <= most), _LEAST_ROOM)
+        room = next((sizes for most, sizes in _ROOM if width <= most), _LEAST_ROOM)
+        return min(room, _FLOAT_ROOM) if self.dtype == torch.float32 else room
 
     @property
     def group(self) -> int:
@@ -564,7 +566,8 @@ def _variant(shape: Shape, pages: Pages, rules: Rules) -> dict[str, Any]:
 
 
 def _warps(shape: Shape, rows: int) -> int:
-    return 8 if rows >= 128 or rows * _padded(shape.value_dim) >= 64 * 512 else 4
+    is_large = rows >= 128 or rows * _padded(shape.value_dim) >= 64 * 512
+    return 8 if is_large or shape.dtype == torch.float32 else 4
 
 
 def _padded(dim: int) -> int:

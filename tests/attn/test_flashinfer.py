@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -89,8 +90,13 @@ def test_what_it_cannot_do_is_left_to_the_triton_kernels(backend: FlashInferBack
     with pytest.raises(NotImplementedError):
         backend.run(scene.q, scene.kv, unknown, replace(scene.rules, sinks=None))
     graph = backend.graph_buffers(scene.batch)
-    assert graph is not None and not graph.replan(replace(scene.batch, host=None))
-    assert graph.replan(scene.batch)
+    assert graph is not None
+    plain = replace(scene.rules, sinks=None)
+    for rules, needs_lengths in ((scene.rules, False), (plain, True)):
+        with contextlib.suppress(NotImplementedError):
+            graph.run(scene.q, scene.kv, graph.plan(scene.batch), rules)
+        assert graph.replan(scene.batch)
+        assert graph.replan(replace(scene.batch, host=None)) is not needs_lengths
 
 
 def test_says_why_it_cannot_compute_a_layer(backend: FlashInferBackend) -> None:
@@ -160,6 +166,8 @@ def test_what_does_not_fit_the_workspace_is_left_to_the_triton_kernels(backend: 
     many_queries = replace(llama, num_heads=71, num_kv_heads=1, head_dim=64)
     assert not many_queries.fits("prefix") and not many_queries.fits("decode", 256, 256)
     assert replace(llama, num_heads=8).fits("decode", 4096, 4096), "one head of a group needs no tensor cores"
+    wide = replace(llama, num_kv_heads=1)
+    assert wide.fits("decode") and not wide.fits("prefix")
     scene = make_scene(Case("", [1, 20], [20, 30], heads=48, kv_heads=1, dim=128), torch.float32, CPU)
     with pytest.raises(NotImplementedError):
         scene.run(backend)

@@ -2,10 +2,15 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
+from torch import Tensor
 
+from sgl.engine.attn.backend import Traits
+from sgl.engine.attn.batch import ForwardBatch, KVLayer
 from sgl.engine.base.types import Add, Grammar, Inbound, Outbound, Outputs, Request, Shutdown, TokenLogprob, Wants
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from sgl.engine.loop import EngineLoop
@@ -13,7 +18,7 @@ from sgl.engine.runtime.executor import TorchExecutor
 from tests.core.simulation import ModuloGrammars
 from tests.runtime.driver import OracleDrafter
 from tests.runtime.test_executor import MIXED, PAGE, flat, make_executor
-from tests.runtime.tiny import MAX_LEN, VOCAB_SIZE, TinyModel
+from tests.runtime.tiny import MAX_LEN, VOCAB_SIZE, NoBackend, TinyModel
 
 MAX_NEW = 14
 
@@ -77,3 +82,32 @@ def test_answers_are_those_of_each_request_alone(overlap: int, max_draft: int) -
     for rid, reference in alone.items():
         assert together.tokens[rid] == reference.tokens[rid]
         assert flat(together.logprobs[rid]) == pytest.approx(flat(reference.logprobs[rid]), abs=1e-5)
+
+
+class HostWatch(TinyModel):
+    """Compares what the host knows of a step with what the device computes from; counts steps that it knows."""
+
+    num_known = num_unknown = 0
+
+    def __call__(self, batch: ForwardBatch, kv: Sequence[KVLayer], backend: Any) -> Tensor:
+        if batch.host is None:
+            self.num_unknown += 1
+        else:
+            self.num_known += 1
+            assert batch.host.seq_lens.tolist() == batch.seq_lens.tolist()
+            for row, slot in enumerate(batch.host.slots):
+                count = -(-int(batch.seq_lens[row]) // PAGE)
+                pages = batch.host.pages[0][slot, :count]
+                assert slot == batch.slots[row] and pages.tolist() == batch.page_table[0][row, :count].tolist()
+        return super().__call__(batch, kv, backend)
+
+
+@pytest.mark.parametrize("max_draft", [0, 2])
+def test_the_host_knows_lengths_and_pages_as_the_device_does(max_draft: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoBackend, "traits", Traits(plans_on_host=True))
+    model, requests = HostWatch(2), make_requests(7)
+    answers = {request.token_ids: [*request.token_ids, *([0] * MAX_NEW)] for request in requests}
+    executor = make_executor(model, drafter=OracleDrafter(answers, max_draft, hit_rate=0.7))
+    together = run(executor, requests, 1, num_pages=22, max_draft=max_draft)
+    assert together.num_cached > 0 and together.num_preempted > 0
+    assert model.num_known > 20 and (model.num_unknown > 0) == (max_draft > 0)
