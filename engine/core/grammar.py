@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar, HostLogits
+from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
+
+Standing = Literal[0, 1, 2]
+"""What is known of an output without a mask: nothing, that nothing may follow, or that `forced` is worth asking."""
+
+OPEN, OVER, FORCED = get_args(Standing)
 
 
 class GrammarState(Protocol):
-    """Progress of one request through its grammar."""
+    """Progress of one request through its grammar.
 
-    def accept(self, token_id: int, /) -> object:
+    While it ``is_ahead`` it has taken in a token that has not been reported yet: the `accept` that follows is about
+    that one and changes nothing.
+    """
+
+    @property
+    def is_ahead(self) -> bool: ...
+
+    def accept(self, token_id: int, /) -> Standing:
         """Advances over a generated token."""
 
     def forced(self) -> Sequence[int]:
         """The tokens that come next in any case, as far as that is known without a mask."""
-
-    def terminated(self) -> bool:
-        """Whether the output is complete and nothing may follow."""
 
 
 class GrammarTicket(Protocol):
@@ -40,16 +49,17 @@ class GrammarCompiler(Protocol):
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> GrammarTicket:
         """Begins to compile; ``end_ids`` are the tokens that end an output which is complete."""
 
-    def settle(
-        self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None, /
-    ) -> list[int]:
-        """The tokens that come next, as far as that can be told without a mask (see `Masks`); -1 if it cannot.
+    def settle(self, states: Sequence[GrammarState], draws: HostDraws, /) -> int:
+        """Finds the tokens that come next, as far as that can be told without a mask (see `Masks`)."""
 
-        Advances over them; the `accept` that follows is about the same token and does nothing.
+    def advance(self, states: Sequence[GrammarState], draws: HostDraws, /) -> None:
+        """Goes on with what was drawn from logits that `settle` has limited, for the same states."""
+
+    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError | None]:
+        """What may follow in each state: one bit per vocabulary entry, least significant bit first; or why none can.
+
+        None where this step has no time for it: the request goes on in a later one.
         """
-
-    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
-        """What may follow in each state: one bit per vocabulary entry, least significant bit first; or why none can."""
 
     def close(self) -> None:
         """Ends what runs beside the loop."""
@@ -60,20 +70,26 @@ class StepMasks:
 
     Args:
         states: by row.
-        fail: told of a row whose mask there is none of; the row may then sample anything or nothing.
+        fail: told of a row whose mask there is none of, and why; without a reason, the row is to sample again. It may
+            now sample anything or nothing.
+        is_recorded: whether a replay shall find out again what came. Then no grammar chooses among logits, where its
+            mask would remain unseen.
 
     Attributes:
         filled: what has been read.
-        forced: by row, tokens that came without a mask though they were not the likeliest.
+        forced: by row, tokens that came without a mask though they were not the likeliest: the only ones that may.
     """
 
     def __init__(
-        self, states: Mapping[int, GrammarState], compiler: GrammarCompiler, fail: Callable[[int, SglError], None]
+        self,
+        states: Mapping[int, GrammarState],
+        compiler: GrammarCompiler,
+        fail: Callable[[int, SglError | None], None],
+        is_recorded: bool = False,
     ) -> None:
-        self._states, self._compiler, self._fail = states, compiler, fail
+        self._states, self._compiler, self._fail, self._is_recorded = states, compiler, fail, is_recorded
         self.filled: dict[int, bytes] = {}
         self.forced: dict[int, int] = {}
-        self._settled: list[tuple[Sequence[int], list[int]]] = []
 
     @property
     def rows(self) -> Collection[int]:
@@ -82,24 +98,31 @@ class StepMasks:
     @property
     def advanced(self) -> Collection[int]:
         """The rows whose grammar is a token ahead of what has been reported."""
-        return [row for rows, ids in self._settled for row, token_id in zip(rows, ids, strict=True) if token_id >= 0]
+        return [row for row, state in self._states.items() if state.is_ahead]
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
-        settled = self._compiler.settle([self._states[row] for row in rows], likeliest, logits)
-        self._settled.append((rows, settled))
-        if settled != likeliest:
-            for row, told, token_id in zip(rows, likeliest, settled, strict=True):
-                if token_id not in (told, -1):
-                    self.forced[row] = token_id
-        return settled
+    def settle(self, rows: Sequence[int], draws: HostDraws, /) -> int:
+        states = self._of(rows)
+        if not self._is_recorded:
+            return self._compiler.settle(states, draws)
+        likeliest = [draws.token_ids[draw] for draw in draws.draws]
+        left = self._compiler.settle(states, draws._replace(logits=0))
+        for row, draw, told in zip(rows, draws.draws, likeliest, strict=True):
+            if draws.token_ids[draw] not in (told, UNSETTLED):
+                self.forced[row] = draws.token_ids[draw]
+        return left
+
+    def advance(self, rows: Sequence[int], draws: HostDraws, /) -> None:
+        self._compiler.advance(self._of(rows), draws)
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
-        for row, mask in zip(rows, self._compiler.masks([self._states[row] for row in rows]), strict=True):
-            if isinstance(mask, SglError):
+        for row, mask in zip(rows, self._compiler.masks(self._of(rows)), strict=True):
+            if not isinstance(mask, bytes):
                 self._fail(row, mask)
-            else:
-                self.filled[row] = mask
-        return [self.filled.get(row, b"") for row in rows]
+            self.filled[row] = mask if isinstance(mask, bytes) else b""
+        return [self.filled[row] for row in rows]
+
+    def _of(self, rows: Sequence[int]) -> list[GrammarState]:
+        return [self._states[row] for row in rows]
 
 
 class NoGrammars:
@@ -111,12 +134,13 @@ class NoGrammars:
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> GrammarTicket:
         return _Refusal(SglError(self._reason, param=grammar.kind))
 
-    def settle(
-        self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None, /
-    ) -> list[int]:
+    def settle(self, states: Sequence[GrammarState], draws: HostDraws, /) -> int:
         raise AssertionError("no request has a grammar")
 
-    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
+    def advance(self, states: Sequence[GrammarState], draws: HostDraws, /) -> None:
+        raise AssertionError("no request has a grammar")
+
+    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError | None]:
         raise AssertionError("no request has a grammar")
 
     def close(self) -> None:

@@ -32,6 +32,11 @@ class RecordedStep(msgspec.Struct, frozen=True):
 
 
 class Recorder(Protocol):
+    """``keeps_masks`` says whether masks are to be found in steps whose tokens hang on them."""
+
+    @property
+    def keeps_masks(self) -> bool: ...
+
     def write(self, step: RecordedStep) -> None: ...
 
     def close(self) -> None: ...
@@ -39,6 +44,8 @@ class Recorder(Protocol):
 
 class NullRecorder:
     """Records nothing."""
+
+    keeps_masks = False
 
     def write(self, step: RecordedStep) -> None:
         pass
@@ -53,6 +60,8 @@ class FileRecorder:
     Raises:
         ConfigError: the file cannot be written. A disk that fills up later ends the record, not the engine.
     """
+
+    keeps_masks = True
 
     def __init__(self, path: Path) -> None:
         try:

@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import FinishReason, Output, Request, Row, RowInit
-from sgl.engine.core.grammar import GrammarState, GrammarTicket
+from sgl.engine.base.types import FinishReason, Output, PageRun, Request, Row, RowInit, TokenRun
+from sgl.engine.core.grammar import OPEN, OVER, GrammarState, GrammarTicket, Standing
 from sgl.engine.core.radix import TOKEN_BYTES, Namespace, RadixNode, token_key
 
 Status = Literal["compiling", "waiting", "running", "finished"]
@@ -31,7 +31,8 @@ class RequestState:
     before: such a step is ``decode_row`` again, up to ``decode_end`` computed tokens.
 
     A grammar may settle tokens that no step has sampled. The device is told those from ``settled_from`` on with the
-    next row; the results of ``num_void`` rows that were in flight by then tell nothing new.
+    next row; the results of ``num_void`` rows that were in flight by then tell nothing new. Where ``is_deferred`` the
+    grammar had no time for the newest row: it has sampled nothing.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class RequestState:
         "has_draft",
         "hidden_sent",
         "inflight",
+        "is_deferred",
         "key",
         "known",
         "match_pages",
@@ -70,6 +72,7 @@ class RequestState:
         "request",
         "settled_from",
         "slot",
+        "standing",
         "status",
         "stop_ids",
         "ticket",
@@ -80,10 +83,12 @@ class RequestState:
         self.request = request
         self.grammar: GrammarState | None = None
         self.ticket: GrammarTicket | None = None
+        self.standing: Standing = OPEN
         self.grammar_time_s = 0.0
         self.failure: FinishReason | None = None
         self.settled_from = -1
         self.num_void = 0
+        self.is_deferred = False
         self.tokens = list(request.token_ids)
         self.num_prompt = len(self.tokens)
         self.max_tokens = self.num_prompt + request.params.max_new_tokens
@@ -171,14 +176,24 @@ class RequestState:
             hidden_start=self.hidden_sent,
         )
 
+    def unsent_pages(self) -> PageRun | None:
+        """Those that the device is told of with the next row."""
+        begin, self.pages_sent = self.pages_sent, len(self.pages)
+        return PageRun(begin, tuple(self.pages[begin:])) if begin < len(self.pages) else None
+
+    def unsent_tokens(self) -> TokenRun | None:
+        """Those that a grammar has settled and the device is told of with the next row."""
+        begin, self.settled_from = self.settled_from, -1
+        return TokenRun(begin, tuple(self.tokens[begin:])) if begin >= 0 else None
+
     def accept(self, token_id: int) -> FinishReason | None:
         """Appends one token; says whether that ends the request."""
         self.tokens.append(token_id)
         if token_id in self.stop_ids and self.num_output > self.request.params.min_new_tokens:
             return FinishReason(kind="stop", matched=token_id)
         if self.grammar is not None:
-            self.grammar.accept(token_id)
-            if self.grammar.terminated():
+            self.standing = self.grammar.accept(token_id)
+            if self.standing == OVER:
                 return FinishReason(kind="stop")
         if len(self.tokens) >= self.max_tokens:
             return FinishReason(kind="length")
@@ -208,6 +223,12 @@ class RequestState:
         self.known, self.decode_end = len(self.tokens), 0
         self.sync_key()
         return self.tokens[begin:], None
+
+    def sample_again(self) -> None:
+        """Its grammar had no mask in time: the last token is computed anew, and what is in flight tells nothing."""
+        self.num_void = self.inflight
+        self.computed, self.known = len(self.tokens) - 1, len(self.tokens)
+        self.computed_dirty, self.decode_end = True, 0
 
     def describe(self, output: Output) -> None:
         """Adds the totals that go with the first and the last output."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.ledger import Hold
-from sgl.engine.base.types import FinishReason, Output, PageRun, Request, Row, RowOutput, StepPlan, TokenRun
+from sgl.engine.base.types import FinishReason, Output, Request, Row, RowOutput, StepPlan
 from sgl.engine.core.cache import PageCache
 from sgl.engine.core.expectation import ExpectedShare
-from sgl.engine.core.grammar import GrammarCompiler, StepMasks
+from sgl.engine.core.grammar import FORCED, GrammarCompiler, StepMasks
 from sgl.engine.core.holdings import Holdings
 from sgl.engine.core.limits import StepLimits
 from sgl.engine.core.policy import make_policy
@@ -51,7 +51,12 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Owns requests from `add` to their last `Output`. Call `schedule`, execute the plan, then `update`, in order."""
+    """Owns requests from `add` to their last `Output`. Call `schedule`, execute the plan, then `update`, in order.
+
+    A request is queued (`_enqueue`), gets a slot and what the cache has of its prompt (`_admit`), then its share of
+    every step (`_plan_running`). What it computes is booked when it is planned (`_plan_row`); what came of it is taken
+    in when the results are there (`_take_in`), until it ends (`_end`).
+    """
 
     def __init__(self, config: SchedulerConfig, grammars: GrammarCompiler) -> None:
         self._grammars = grammars
@@ -135,6 +140,20 @@ class Scheduler:
         self._compiling.append(state)
         return self.poll_grammars(now_s)
 
+    def _refusal(self, request: Request) -> FinishReason | None:
+        assert request.token_ids and request.rid not in self._states
+        if self._shut is not None:
+            return self._shut
+        if self.num_waiting >= self.config.max_queued:
+            message = f"The queue is full ({self.config.max_queued} requests are waiting); try again later."
+            return FinishReason(kind="abort", message=message, status=503, code="server_overloaded")
+        total = len(request.token_ids) + request.params.max_new_tokens
+        limit = min(self.config.max_len, self.config.num_pages * self.config.page_size)
+        if total > limit:
+            message = f"The prompt and max_new_tokens ask for {total} tokens; at most {limit} fit."
+            return FinishReason(kind="abort", message=message, status=400, code="context_length_exceeded")
+        return None
+
     def poll_grammars(self, now_s: float) -> list[Output]:
         """Queues the requests whose grammar is there, and ends those whose grammar cannot be compiled."""
         outputs = []
@@ -205,20 +224,6 @@ class Scheduler:
         """Empties the prefix cache, of which no request may use anything."""
         self.cache.flush()
 
-    def _refusal(self, request: Request) -> FinishReason | None:
-        assert request.token_ids and request.rid not in self._states
-        if self._shut is not None:
-            return self._shut
-        if self.num_waiting >= self.config.max_queued:
-            message = f"The queue is full ({self.config.max_queued} requests are waiting); try again later."
-            return FinishReason(kind="abort", message=message, status=503, code="server_overloaded")
-        total = len(request.token_ids) + request.params.max_new_tokens
-        limit = min(self.config.max_len, self.config.num_pages * self.config.page_size)
-        if total > limit:
-            message = f"The prompt and max_new_tokens ask for {total} tokens; at most {limit} fit."
-            return FinishReason(kind="abort", message=message, status=400, code="context_length_exceeded")
-        return None
-
     # ---- planning ---------------------------------------------------------------------------------------------------
 
     def schedule(self, now_s: float) -> StepPlan:
@@ -250,20 +255,16 @@ class Scheduler:
         if self.config.split_prompts:
             decodes = sum([state.known - state.computed == 1 for state in self._running])
             budget = max(budget - decodes * (1 + self.config.max_draft), min(self.config.page_size, budget))
-        index = 0
-        while index < len(self._running):
-            state = self._running[index]
-            if state.computed < state.decode_end:
+        for state in self._running:  # which preemption shortens at its end
+            if state.computed < state.decode_end:  # a step like the one before
                 state.inflight += 1
                 state.computed += 1
                 state.known += 1
                 rows.append(state.decode_row)
                 states.append(state)
-                index += 1
                 continue
             num_tokens, num_draft = self._share(state, budget)
             if num_tokens == 0:
-                index += 1
                 continue
             if not self._make_room(state, num_tokens + num_draft):
                 break
@@ -271,7 +272,6 @@ class Scheduler:
                 budget -= num_tokens
             rows.append(self._plan_row(state, num_tokens, num_draft))
             states.append(state)
-            index += 1
         return budget
 
     def _share(self, state: RequestState, budget: int) -> tuple[int, int]:
@@ -369,17 +369,11 @@ class Scheduler:
             kind="token" if samples else "pool" if pools else "none",
             init=state.row_init() if state.first_time else None,
             computed=state.computed if state.computed_dirty else None,
-            new_pages=PageRun(state.pages_sent, tuple(state.pages[state.pages_sent :]))
-            if state.pages_sent < len(state.pages)
-            else None,
-            new_tokens=TokenRun(state.settled_from, tuple(state.tokens[state.settled_from :]))
-            if state.settled_from >= 0
-            else None,
+            new_pages=state.unsent_pages(),
+            new_tokens=state.unsent_tokens(),
         )
-        state.settled_from = -1
         prefill = num_tokens > 1 or state.first_time
         state.first_time = state.computed_dirty = False
-        state.pages_sent = len(state.pages)
         state.inflight += 1
         state.computed = end + num_draft
         if samples:
@@ -469,35 +463,31 @@ class Scheduler:
         return outputs
 
     def _take_in(self, row: Row, state: RequestState, result: RowOutput) -> Output | None:
+        """What a row tells of its request; None if that is nothing new."""
         if state.failure is not None:
             return self._end(state, state.failure)
+        is_deferred, state.is_deferred = state.is_deferred, False
+        if is_deferred:
+            result = RowOutput(prompt_logprobs=result.prompt_logprobs, hidden=result.hidden[:-1])
         if result.error is not None:
             return self._end(state, FinishReason(kind="abort", message=result.error, status=500, code="model_error"))
         if row.kind == "token" and state.num_void:
             state.num_void -= 1
             return None
-        finish = None
-        tokens = result.token_ids
-        for count, token_id in enumerate(tokens, start=1):
-            finish = state.accept(token_id)
-            if finish is not None:
-                tokens = tokens[:count]
-                break
-        if finish is None and tokens and state.grammar is not None and self.config.jump_forward:
-            settled, finish = state.jump(len(self._running))
-            tokens = [*tokens, *settled]
+        tokens, finish = self._accept(state, result.token_ids)
         if row.kind == "token" and state.status == "running":
-            slack = 1 + row.num_draft - len(result.token_ids)
-            if slack:
-                state.computed -= slack
-                state.known -= slack
+            rejected = 1 + row.num_draft - len(result.token_ids)
+            if is_deferred:
+                state.sample_again()
+            elif rejected:
+                state.computed -= rejected
+                state.known -= rejected
         elif state.request.params.max_new_tokens == 0 and state.computed == state.known and state.inflight == 0:
             finish = FinishReason(kind="length")
         hidden = result.hidden[: len(result.hidden) - (len(result.token_ids) - len(tokens))]
-        state.hidden_sent += len(hidden)
-        if not (tokens or result.prompt_logprobs or hidden) and finish is None:
+        if finish is None and not (tokens or hidden or result.prompt_logprobs):
             return None
-        output = Output(rid=state.request.rid, token_ids=tokens)
+        output = Output(rid=state.request.rid, token_ids=tokens, pooled=result.pooled)
         if result.logprobs:
             output.logprobs = result.logprobs[: len(tokens)]
         if result.prompt_logprobs:
@@ -505,12 +495,23 @@ class Scheduler:
             state.prompt_logprobs_sent += len(result.prompt_logprobs)
         if hidden:
             output.hidden = hidden
-        output.pooled = result.pooled
+            state.hidden_sent += len(hidden)
         if finish is not None:
             return self._end(state, finish, output)
-        if len(state.tokens) - state.num_prompt == len(tokens):
+        if state.num_output == len(tokens):
             state.describe(output)
         return output
+
+    def _accept(self, state: RequestState, token_ids: list[int]) -> tuple[list[int], FinishReason | None]:
+        """Appends what was sampled, up to a token that ends the request, and then what the grammar forces."""
+        for count, token_id in enumerate(token_ids, start=1):
+            finish = state.accept(token_id)
+            if finish is not None:
+                return token_ids[:count], finish
+        if token_ids and state.standing == FORCED and self.config.jump_forward:
+            forced, finish = state.jump(len(self._running))
+            return [*token_ids, *forced], finish
+        return token_ids, None
 
     def _end(self, state: RequestState, finish: FinishReason, output: Output | None = None) -> Output:
         """Finishes a request; its pages and slot go when no step in flight uses them any more."""
@@ -526,7 +527,7 @@ class Scheduler:
             self._holdings.surrender(state, keep=finish.status < 500)
         return output
 
-    def masks(self) -> StepMasks:
+    def masks(self, is_recorded: bool = False) -> StepMasks:
         """Grammar masks of the newest plan; call it once the results of all older plans are in."""
         plan, states = self._inflight[-1]
         constrained = {
@@ -535,14 +536,13 @@ class Scheduler:
             if state.grammar is not None and row.kind == "token" and state.status == "running" and not state.num_void
         }
 
-        def fail(row: int, error: SglError) -> None:
-            states[row].failure = refusal(error)
+        def fail(row: int, error: SglError | None) -> None:
+            states[row].is_deferred = error is None
+            states[row].failure = None if error is None else refusal(error)
 
-        return StepMasks(constrained, self._grammars, fail)
+        return StepMasks(constrained, self._grammars, fail, is_recorded)
 
-    def close(self) -> None:
-        """Ends what runs beside the loop; no request may be known any more."""
-        self._grammars.close()
+    # ---- steps that failed ------------------------------------------------------------------------------------------
 
     def fail(self, message: str) -> list[Output]:
         """A step broke: ends every running request and forgets all cached KV, since none of it can be trusted."""
@@ -569,7 +569,7 @@ class Scheduler:
         assert not self._inflight, "results of older plans are taken in first"
         is_published = any(row.num_tokens > 1 + row.num_draft or row.init is not None for row in plan.rows)
         for row, state in zip(plan.rows, states, strict=True):
-            state.inflight, state.num_void = 0, 0
+            state.inflight, state.num_void, state.is_deferred = 0, 0, False
             state.computed -= row.num_tokens
             if state.status == "finished" and state.node is not None:
                 self._holdings.surrender(state, keep=False)
@@ -583,6 +583,10 @@ class Scheduler:
         if is_published:  # prefixes of which nothing was computed
             self.cache.flush()
         return outputs
+
+    def close(self) -> None:
+        """Ends what runs beside the loop; no request may be known any more."""
+        self._grammars.close()
 
     def check(self) -> None:
         """Asserts the conservation of pages and slots; tests call it after every step."""

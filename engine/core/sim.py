@@ -6,11 +6,12 @@ a stale page or too few of them makes it answer wrongly. It never imports torch 
 
 from __future__ import annotations
 
+import ctypes
 import random
 from dataclasses import dataclass, field
 
 from sgl.engine.base.ledger import StepTime
-from sgl.engine.base.types import Masks, Row, RowInit, RowOutput, StepPlan
+from sgl.engine.base.types import HostDraws, Masks, Row, RowInit, RowOutput, StepPlan
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,12 @@ class SimExecutor:
         """What the row's token is chosen from; None for all."""
         if index not in masks.rows:
             return None
-        (token_id,) = masks.settle([index], [self.model.next_token(state)])
-        return masks.read([index])[0] if token_id < 0 else (1 << token_id).to_bytes(self.model.vocab_size, "little")
+        draws = HostDraws((ctypes.c_int64 * 1)(self.model.next_token(state)), (0,))
+        masks.settle([index], draws)
+        (token_id,) = draws.token_ids
+        if token_id >= 0:
+            return (1 << token_id).to_bytes(self.model.vocab_size, "little")
+        return masks.read([index])[0] or None  # anything, where there is none
 
     def _sample(self, row: Row, states: list[int], mask: bytes | None) -> RowOutput:
         slot = self._slots[row.slot]
