@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -40,12 +41,13 @@ _MOST_OUTPUT = 8000
 
 @dataclass(frozen=True)
 class Part:
-    """One process: ``run`` is called there with a `gpu_sections.Context`."""
+    """One process, or several that share the work: ``run`` is called there with a `gpu_sections.Context`."""
 
     name: str
     title: str
     limit_s: float
     run: Callable[[], Callable[[Any], dict[str, Any]]]
+    num_processes: int = 1
 
 
 def _section(name: str, module: str = "gpu_sections") -> Callable[[], Callable[[Any], dict[str, Any]]]:
@@ -69,7 +71,7 @@ PARTS: tuple[Part, ...] = (
     Part("ceilings", "what the machine can do", 25, _section("ceilings")),
     Part("tokens", "greedy tokens against the CPU", 90, _section("tokens")),
     Part("waits", "steps wait for nothing", 30, _section("waits")),
-    Part("parity", "kernels and attention against float64", 100, _section("parity")),
+    Part("parity", "kernels and attention against float64", 100, _section("parity"), num_processes=8),
     Part("memory", "out of memory while loading, capturing and computing", 30, _section("memory", "gpu_memory")),
     Part(
         "llama-3.1-8b",
@@ -109,7 +111,7 @@ PARTS: tuple[Part, ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.part:
-        return run_part(options.part, options.result, options.limit_s, options.known, options.dry_run)
+        return run_part(options)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = options.only.split(",") if options.only else [part.name for part in PARTS]
@@ -149,6 +151,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     for hidden in ("--part", "--result", "--known"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
+    parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--limit-s", type=float, default=TOTAL_S, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -213,11 +216,25 @@ def _figures(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _run_apart(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Path, dry_run: bool) -> dict[str, Any]:
-    """Again where a part left off because the device broke down under its process."""
+    count = 1 if dry_run else part.num_processes
+
+    def run(number: int) -> dict[str, Any]:
+        folder = scratch / f"{part.name}-{number}"
+        folder.mkdir()
+        return _run_share(part, limit_s, known, folder, [f"--share={number}/{count}", *(["--dry-run"] * dry_run)])
+
+    with ThreadPoolExecutor(count) as threads:
+        return joined(list(threads.map(run, range(count))))
+
+
+def _run_share(
+    part: Part, limit_s: float, known: Mapping[str, Any], scratch: Path, flags: Sequence[str]
+) -> dict[str, Any]:
+    """Again where it left off because the device broke down under its process."""
     end_s, seconds, outputs = time.monotonic() + limit_s, 0.0, ""
     found: dict[str, Any] = {"status": NOT_REACHED, "seconds": 0.0, "result": {}}
-    while dry_run or end_s - time.monotonic() >= 2 * _GRACE_S:
-        found = _run_once(part, end_s - time.monotonic(), known, scratch, dry_run)
+    while "--dry-run" in flags or end_s - time.monotonic() >= 2 * _GRACE_S:
+        found = _run_once(part, end_s - time.monotonic(), known, scratch, flags)
         seconds += found["seconds"]
         outputs += found.pop("output", "")
         known = {**known, part.name: found["result"]}
@@ -226,11 +243,13 @@ def _run_apart(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Pa
     return {**found, "seconds": seconds, **({"output": outputs[-_MOST_OUTPUT:]} if outputs else {})}
 
 
-def _run_once(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Path, dry_run: bool) -> dict[str, Any]:
-    result, facts = scratch / f"{part.name}.json", scratch / "known.json"
+def _run_once(
+    part: Part, limit_s: float, known: Mapping[str, Any], scratch: Path, flags: Sequence[str]
+) -> dict[str, Any]:
+    result, facts = scratch / "result.json", scratch / "known.json"
     facts.write_text(json.dumps(known))
     command = [sys.executable, "-m", "sgl.bench.gpu_check", "--part", part.name, "--result", str(result)]
-    command += ["--known", str(facts), "--limit-s", str(limit_s - _GRACE_S), *(["--dry-run"] if dry_run else [])]
+    command += ["--known", str(facts), "--limit-s", str(limit_s - _GRACE_S), *flags]
     begun_s = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -250,6 +269,30 @@ def _run_once(part: Part, limit_s: float, known: Mapping[str, Any], scratch: Pat
     return {"status": status, "seconds": time.monotonic() - begun_s, "result": content, **told}
 
 
+def joined(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What came of a part of which several processes had a share each: counts add up, findings stand side by side."""
+    if len(shares) == 1:
+        return shares[0]
+    statuses = [share["status"] for share in shares]
+    status = next((bad for bad in ("timeout", "failed", NOT_REACHED) if bad in statuses), "ok")
+    result: dict[str, Any] = {}
+    for key in {key: None for share in shares for key in share["result"]}:
+        values = [share["result"][key] for share in shares if key in share["result"]]
+        if isinstance(values[0], bool):
+            result[key] = all(values)
+        elif isinstance(values[0], dict):
+            result[key] = {name: _worst([v[name] for v in values if name in v]) for v in values for name in v}
+        else:
+            result[key] = sum(values) if isinstance(values[0], int) else [value for value in values if value]
+    outputs = [share["output"] for share in shares if "output" in share]
+    told = {"output": "\n".join(output[-_MOST_OUTPUT // len(outputs) :] for output in outputs)} if outputs else {}
+    return {"status": status, "seconds": max(share["seconds"] for share in shares), "result": result, **told}
+
+
+def _worst(values: Sequence[Any]) -> Any:
+    return max(values) if isinstance(values[0], float) else values[0]
+
+
 def _read(result: Path) -> dict[str, Any]:
     """What a part wrote; nothing if it ended before or while it did."""
     try:
@@ -259,22 +302,23 @@ def _read(result: Path) -> dict[str, Any]:
     return content
 
 
-def run_part(name: str, result: str, limit_s: float, known: str, dry_run: bool) -> int:
+def run_part(options: argparse.Namespace) -> int:
     """One part, in this process: writes what came of it."""
     from sgl.bench.gpu_sections import TINY, Context, Scale
 
-    part = next(part for part in PARTS if part.name == name)
-    facts = json.loads(Path(known).read_text()) if known else {}
+    part = next(part for part in PARTS if part.name == options.part)
+    facts = json.loads(Path(options.known).read_text()) if options.known else {}
 
     def keep(found: Mapping[str, Any]) -> None:
-        scratch = Path(f"{result}.new")
+        scratch = Path(f"{options.result}.new")
         scratch.write_text(json.dumps(found, default=_plain))
-        scratch.replace(result)
+        scratch.replace(options.result)
 
     faulthandler.enable()
-    faulthandler.dump_traceback_later(limit_s + _GRACE_S / 2)  # where it hangs, before it is ended
-    context = Context(TINY if dry_run else Scale(), time.monotonic() + limit_s, facts, keep)
-    keep(part.run()(context))
+    faulthandler.dump_traceback_later(options.limit_s + _GRACE_S / 2)  # where it hangs, before it is ended
+    number, count = map(int, options.share.split("/"))
+    scale = TINY if options.dry_run else Scale()
+    keep(part.run()(Context(scale, time.monotonic() + options.limit_s, facts, keep, (number, count))))
     return 0
 
 

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -76,12 +77,14 @@ class Context:
         deadline_s: of `time.monotonic`; what is not done by then is left out, and the result says so.
         known: results of the parts before.
         keep: takes what is known so far, which is all that is left of a part that has to be ended.
+        share: this process's number, and among how many the part is divided.
     """
 
     scale: Scale
     deadline_s: float
     known: Mapping[str, Any] = field(default_factory=dict)
     keep: Callable[[Mapping[str, Any]], None] = lambda found: None
+    share: tuple[int, int] = (0, 1)
 
     @property
     def is_late(self) -> bool:
@@ -135,7 +138,8 @@ def parity(context: Context) -> Result:
     result: Result = {"is_ok": False, "num_run": 0, "failed": {}, "skipped": {}, "worst": {}}
     result |= context.known.get("parity", {})
     result |= {"goes_on": False, "num_not_reached": 0}
-    for check in islice(_checks(device), result["num_run"], None):
+    number, count = context.share
+    for check in islice(_checks(device), number + count * result["num_run"], None, count):
         if context.is_late:
             result["num_not_reached"] += 1
             continue
@@ -175,6 +179,8 @@ def _is_broken(device: Device) -> bool:
 
 
 def _checks(device: Device) -> Iterator[Check]:
+    """The first of every kind, then the second of every kind, and so on: most of their time is compilation, and what
+    is not reached should be more of the same."""
     import torch
 
     from sgl.engine.attn.checks import parity as attention
@@ -182,8 +188,16 @@ def _checks(device: Device) -> Iterator[Check]:
 
     is_gpu = device.kind != "cpu"
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if is_gpu else (torch.float32, torch.bfloat16)
-    yield from attention(device.torch_device, seed=1)
-    yield from checks(device.kind, device.isa, dtypes=dtypes, seed=1, large=is_gpu)
+    seen: Counter[tuple[str, str]] = Counter()
+    ranked: list[tuple[int, Check]] = []
+    for check in (
+        *attention(device.torch_device, seed=1),
+        *checks(device.kind, device.isa, dtypes=dtypes, seed=1, large=is_gpu),
+    ):
+        kind = check.name.rpartition("-")[0].partition(" ")[0], check.name.rpartition("-")[2]
+        ranked.append((seen[kind], check))
+        seen[kind] += 1
+    yield from (check for _, check in sorted(ranked, key=lambda entry: entry[0]))
 
 
 def tokens(context: Context) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -113,8 +114,10 @@ def _gpu() -> tuple[str, int, int] | None:
             return None
         query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError, metadata.PackageNotFoundError):
+    except metadata.PackageNotFoundError:
         return None
+    except (OSError, subprocess.SubprocessError):
+        return _driver_gpu()
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     visible = env.visible_gpus()
     if visible is not None:
@@ -123,6 +126,20 @@ def _gpu() -> tuple[str, int, int] | None:
         return None
     _, _, name, total, free = rows[0]
     return name, int(total) * 2**20, int(free) * 2**20
+
+
+def _driver_gpu() -> tuple[str, int, int] | None:
+    """The same from the driver itself, as a container may have no nvidia-smi; how much is free it does not tell."""
+    device, name, total = ctypes.c_int(), ctypes.create_string_buffer(128), ctypes.c_size_t()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if driver.cuDeviceGetName(name, len(name), device) or driver.cuDeviceTotalMem_v2(ctypes.byref(total), device):
+        return None
+    return name.value.decode(errors="replace"), total.value, total.value
 
 
 def _siblings(root: Path, cpu: int) -> str:

@@ -75,6 +75,7 @@ class _Sender:
         parts = (slice(start, start + self._piece_bytes) for start in range(0, len(source), self._piece_bytes))
         return _Sent(target, [self._threads.submit(self._copy, source[part], places[part]) for part in parts])
 
+    @torch.inference_mode()  # which is a thread's own: what is made within cannot be written outside
     def _copy(self, source: Tensor, target: Tensor) -> Event:
         buffer, is_read = self._buffers.get()
         try:

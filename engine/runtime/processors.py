@@ -37,8 +37,7 @@ class BanTokens(CustomLogitProcessor, frozen=True):
         _check_ids(self.token_ids, vocab_size)
 
     def __call__(self, logits: Tensor, custom_param_list: Params) -> Tensor:
-        logits[:, _context(custom_param_list).upload(self.token_ids)] = _NEVER
-        return logits
+        return logits.index_fill_(1, _context(custom_param_list).upload(self.token_ids), _NEVER)
 
 
 class OnlyTokens(CustomLogitProcessor, frozen=True):

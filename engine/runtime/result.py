@@ -59,6 +59,20 @@ class TorchStepResult:
     def wait(self) -> list[RowOutput]:
         """One output per row of the plan."""
         self._copied.synchronize()
+        if self._step.is_decode and not self._scored and not self._failures and self._is_finite():
+            outputs = [RowOutput(token_ids=[token_id]) for token_id in self._token_ids.tolist()]
+        else:
+            outputs = self._read()
+        self._add_prompts(outputs)
+        self._add_hidden(outputs)
+        self._add_pooled(outputs)
+        return outputs
+
+    def _is_finite(self) -> bool:
+        return bool(np.isfinite(self._peaks.numpy()).all())
+
+    def _read(self) -> list[RowOutput]:
+        """Tokens of rows of any kind, with what goes with them or what is wrong with them."""
         token_ids, peaks = self._token_ids.tolist(), self._peaks.tolist()
         logprobs = dict(zip(self._scored, read_logprobs(self._scores), strict=True))
         outputs: list[RowOutput] = []
@@ -77,9 +91,6 @@ class TorchStepResult:
                     error=error,
                 )
             )
-        self._add_prompts(outputs)
-        self._add_hidden(outputs)
-        self._add_pooled(outputs)
         return outputs
 
     def _add_prompts(self, outputs: list[RowOutput]) -> None:

@@ -131,5 +131,8 @@ def _limits(top_p: Tensor) -> Tensor:
 
 
 def _index(rows: Sequence[int], probs: Tensor) -> Tensor | slice:
-    """``rows`` as an index that copies nothing if that is all of them."""
-    return slice(None) if len(rows) == len(probs) else torch.tensor(rows, device=probs.device)
+    """``rows`` as an index that copies nothing if that is all of them; a GPU is not waited for."""
+    if len(rows) == len(probs):
+        return slice(None)
+    index = torch.tensor(rows)
+    return index if probs.device.type == "cpu" else index.pin_memory().to(probs.device, non_blocking=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -153,6 +154,42 @@ def test_the_first_visible_gpu_is_taken(
 def test_a_gpu_without_a_torch_for_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(tmp_path, monkeypatch, TWO_GPUS, torch="2.13.0+cpu")
     assert machine.detect().device == "cpu"
+
+
+def test_without_nvidia_smi_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, monkeypatch, TWO_GPUS)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+
+    class Driver:
+        error = 0
+
+        def __init__(self, name: str) -> None:
+            assert name == "libcuda.so.1"
+
+        def cuInit(self, flags: int) -> int:
+            return self.error
+
+        def cuDeviceGet(self, device: object, ordinal: int) -> int:
+            return ordinal
+
+        def cuDeviceGetName(self, name: Any, size: int, device: object) -> int:
+            name.value = b"NVIDIA H200"
+            return 0
+
+        def cuDeviceTotalMem_v2(self, total: Any, device: object) -> int:
+            total._obj.value = 141 << 30
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", Driver)
+    assert machine._gpu() == ("NVIDIA H200", 141 << 30, 141 << 30)
+    Driver.error = 100  # no device
+    assert machine._gpu() is None
+    monkeypatch.setattr("ctypes.CDLL", nothing)
+    assert machine._gpu() is None
+
+
+def nothing(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
 
 
 def test_detection_does_not_import_torch() -> None:

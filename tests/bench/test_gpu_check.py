@@ -15,6 +15,7 @@ from sgl.bench.gpu_check import PARTS, Part, check, main, table
 from sgl.bench.gpu_engine import Answer
 from sgl.bench.gpu_memory import memory
 from sgl.bench.gpu_sections import TINY, Context, Figure, Model, _verdict, ceilings, tokens, waits
+from sgl.engine.base.device import open_device
 from sgl.engine.base.types import TokenLogprob
 
 FOREVER = Context(TINY, float("inf"))
@@ -139,6 +140,30 @@ def test_a_part_goes_on_in_another_process_where_the_device_broke(monkeypatch: p
     monkeypatch.setattr(gpu_check, "_commit", lambda: "")
     report = check([part for part in PARTS if part.name == "parity"], dry_run=True)
     assert report["parts"]["parity"]["result"] == second
+
+
+def test_several_processes_may_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Named(f"op-{place}-x", 0.1 * place) for place in range(11)]
+    monkeypatch.setattr(gpu_sections, "_checks", lambda device: iter(checks))
+    shares = [
+        gpu_sections.parity(Context(TINY, float("inf"), share=(number, 4))) | {"running": f"check {number}"}
+        for number in range(4)
+    ]
+    shares[2]["is_ok"], shares[2]["failed"] = False, {"op-2-x": "illegal"}
+    outcomes = [{"status": "ok", "seconds": 1.0 + place, "result": share} for place, share in enumerate(shares)]
+    outcomes[2] |= {"status": "failed", "output": "the last words"}
+    together = gpu_check.joined(outcomes)
+    assert (together["status"], together["seconds"], together["output"]) == ("failed", 4.0, "the last words")
+    result = together["result"]
+    assert result["num_run"] == len(result["worst"]) == 11 and not result["is_ok"]
+    assert result["failed"] == {"op-2-x": "illegal"} and result["running"] == [f"check {n}" for n in range(4)]
+    assert gpu_check.joined(outcomes[:1]) is outcomes[0]
+
+
+def test_checks_come_by_turns() -> None:
+    names = [check.name for check in gpu_sections._checks(open_device("cpu"))]
+    first = [name.rpartition("-")[0].partition(" ")[0] for name in names[:12]]
+    assert len(names) == len(set(names)) > 500 and len(set(first)) >= 6
 
 
 @dataclass
