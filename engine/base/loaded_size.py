@@ -17,7 +17,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _STORED_BYTES = {"I64": 8, "I16": 2, "BOOL": 1}
 _MAX_HEADER_BYTES = 100 << 20  # what safetensors itself allows
 _LINEAR = re.compile(r"\.\d+\.(?!.*norm).*weight$")
-_ROUNDED_BYTES = {"int8": 1.0, "int4": 0.56, "fp8": 1.0}
+_ROUNDED_BYTES = {"int8": 1.0, "int4": 0.56, "fp8": 1.0, "nf4": 0.56}
 """Of a number that is rounded while loading, by the beginning of the option's value, where a kernel takes it so."""
 
 
@@ -28,7 +28,7 @@ class _Rates:
     Attributes:
         item: in floating point.
         is_packed: whether kernels take the integers of formats as they are.
-        on_cpu: whether fp8 and bitsandbytes' codes are decoded.
+        on_cpu: whether kernels take the codes of 4 bits, too.
         rounded: of linear layers in floating point.
         bits: of a number in words of 32.
         has_table: whether the codes of 4 bits are bitsandbytes', which have a table of their own.
@@ -49,9 +49,9 @@ class _Rates:
         if kind == "I32":
             return count * 32 / self.bits * ((0.5 if self.bits <= 4 else 1) if self.is_packed else self.item)
         if kind == "U8":  # two codes in a byte
-            return 2 * count * (1 if self.is_packed and self.on_cpu and not self.has_table else self.item)
+            return 2 * count * ((0.56 if self.has_table else 1) if self.is_packed and self.on_cpu else self.item)
         if kind.startswith("F8"):
-            return count * (self.item if self.on_cpu else 1)
+            return count * (1 if self.is_packed else self.item)
         if kind == "I8":
             return count * (1 if self.is_packed else self.item)
         return count * _STORED_BYTES.get(kind, 1)
@@ -73,7 +73,7 @@ def _rates(config: EngineConfig, stored: Mapping[str, Any]) -> _Rates:
     is_packed = dtype == "bfloat16" or not on_cpu
     asked = config.model.torchao_config if config.model.quantization == "none" else config.model.quantization
     kind = next((name for name in _ROUNDED_BYTES if asked.startswith(name)), "")
-    is_decoded = not is_packed or not kind or (kind == "fp8" and on_cpu) or bool(stored)
+    is_decoded = not is_packed or not kind or (kind == "nf4" and not on_cpu) or bool(stored)
     groups = stored.get("config_groups")
     weights = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) else [stored]
     bits = next((found for entry in weights if (found := entry.get("num_bits") or entry.get("bits"))), 4)

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from sgl.engine.base.errors import ModelError
 from sgl.engine.nn.weights import Build, StackedWeight, WeightSlot
-from sgl.kernels.ops.linear import Float8Weight, Form, LinearFn, QuantizedWeight, Weight, dequantized, is_finite
+from sgl.kernels.ops.linear import (
+    CodedWeight,
+    Float8Weight,
+    Form,
+    LinearFn,
+    QuantizedWeight,
+    Weight,
+    dequantized,
+    is_finite,
+)
 from sgl.kernels.registry import REFERENCE
 
 
@@ -99,17 +108,24 @@ def prepare(build: Build, path: str, weight: Weight, bias: Tensor | None, form: 
     if op == "linear":
         run = build.kernels[op](dequantized(weight).to(build.dtype), bias, form, build.allocate)
         return Prepared(run, str(build.dtype).removeprefix("torch."))
-    format = f"int{weight.bits}" if isinstance(weight, QuantizedWeight) else "fp8"
-    return Prepared(build.kernels[op](weight, bias, form, build.allocate), format)
+    return Prepared(build.kernels[op](weight, bias, form, build.allocate), _format(weight))
+
+
+def _format(weight: Weight) -> str:
+    if isinstance(weight, QuantizedWeight):
+        return f"int{weight.bits}"
+    return "fp8" if isinstance(weight, Float8Weight) else "codes of 4 bits"
 
 
 def op_of(weight: Weight, build: Build) -> str:
     """What computes with a weight; ``linear`` does with every one, decoded, where nothing does with its own numbers."""
-    if isinstance(weight, Float8Weight):
-        return "linear.fp8" if build.kernels.name("linear.fp8") != REFERENCE else "linear"
+    on_cpu, kernels = build.device.type == "cpu", build.kernels
+    if isinstance(weight, Float8Weight) and kernels.name("linear.fp8") != REFERENCE:
+        return "linear.fp8"
+    if isinstance(weight, Float8Weight | CodedWeight):
+        return "linear.coded" if kernels.name("linear.coded") != REFERENCE else "linear"
     if not isinstance(weight, QuantizedWeight):
         return "linear"
-    on_cpu, kernels = build.device.type == "cpu", build.kernels
     if weight.fits_integer_products:
         may_round = weight.bits == 4 and on_cpu and not build.exact_activations
         if not weight.weight_only or (may_round and kernels.name("linear.quantized") != REFERENCE):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgl.kernels.checks.case import Case, product, random
 from sgl.kernels.checks.stored import in_fp8
-from sgl.kernels.ops.linear import Activations, Float8Weight, Form, QuantizedWeight
+from sgl.kernels.ops.linear import Activations, CodedWeight, Float8Weight, Form, QuantizedWeight
 
 Answer = tuple[list[Tensor], list[Tensor]]
 _FP8 = torch.float8_e4m3fn
@@ -32,6 +32,12 @@ _FP8_FORMATS: tuple[tuple[tuple[int, int], Activations], ...] = (
     ((128, 128), "block"),
 )
 
+_CODED: tuple[tuple[tuple[int, int] | None, int], ...] = (
+    *(((1, _WHOLE), 0), ((_WHOLE, _WHOLE), 0), ((128, 128), 0), ((64, 48), 0)),
+    *((None, 32), (None, 64), (None, _WHOLE)),
+)
+"""The blocks of fp8, or None and inputs of a group of codes of four bits."""
+
 
 def cases() -> Iterator[Case]:
     for index, shape in enumerate(_SHAPES):
@@ -39,6 +45,8 @@ def cases() -> Iterator[Case]:
             yield _weight_only(_FORMS[(index + group // 4) % 3], bits, group, zeros, index == 2, *shape)
         for number, (block, activations) in enumerate(_FP8_FORMATS):
             yield _fp8(_FORMS[(index + number) % 3], block, activations, *shape)
+        for number, (unit, group) in enumerate(_CODED):
+            yield _coded(_FORMS[(index + number) % 3], unit, group, *shape)
     for rows in (1, 64, 2048):
         yield _weight_only("plain", 4, 128, True, False, rows, 4096, 6144, large=True)
         yield _fp8("plain", (128, 128), "block", rows, 4096, 6144, large=True)
@@ -96,3 +104,36 @@ def _fp8(
 
     shape = "x".join("all" if part == _WHOLE else str(part) for part in block)
     return Case("linear.fp8", f"{shape} {activations} {form} {tokens}x{k}x{n}", run, _result(form), large)
+
+
+def _coded(form: Form, block: tuple[int, int] | None, group: int, tokens: int, k: int, n: int) -> Case:
+    def run(fn: Callable[..., Any], dtype: torch.dtype) -> Answer:
+        x, bias = random(tokens, k).to(dtype), random(n).to(dtype)
+        stored, weight = _codes(min(group, k), k, n) if block is None else _floats(block, k, n)
+        return [fn(stored, bias, form)(x)], [product(x.double(), weight, bias, form)]
+
+    name = f"4 bits, {_size(group)}" if block is None else f"fp8 {_size(block[0])}x{_size(block[1])}"
+    return Case("linear.coded", f"{name} {form} {tokens}x{k}x{n}", run, _result(form))
+
+
+def _size(inputs: int) -> str:
+    return "all" if inputs == _WHOLE else str(inputs)
+
+
+def _codes(group: int, k: int, n: int) -> tuple[CodedWeight, Tensor]:
+    """With a table that bf16 holds only times three halves."""
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
+    table = (torch.randperm(255)[:16] - 128).float() / 384
+    scales = (torch.rand(n, -(-k // group)) + 0.5) * k**-0.5
+    numbers = table.double()[codes.int()] * scales.double()[:, torch.arange(k) // group]
+    return CodedWeight(codes, table, scales, group), numbers
+
+
+def _floats(block: tuple[int, int], k: int, n: int) -> tuple[Float8Weight, Tensor]:
+    """Of all numbers that there are, and with activations that are not rounded whatever the format says."""
+    height, width = min(block[0], n), min(block[1], k) if block[1] == _WHOLE else block[1]
+    codes = torch.randint(0, 127, (n, k), dtype=torch.uint8) | torch.randint(0, 2, (n, k), dtype=torch.uint8) << 7
+    values = codes.view(_FP8)
+    scales = (torch.rand(-(-n // height), -(-k // width)) + 0.5) * k**-0.5 / 100
+    numbers = values.double() * scales.double()[torch.arange(n) // height][:, torch.arange(k) // width]
+    return Float8Weight(values, scales, (height, width), "token"), numbers

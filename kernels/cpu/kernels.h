@@ -36,7 +36,7 @@ struct Batch {
 void attend(const Batch& b);
 
 // quantize.cpp
-enum class Format : int32_t { bf16, int8, int4 };
+enum class Format : int32_t { bf16, int8, int4, float8, code4 };
 enum class Scales : int32_t { bf16, fp16, fp32 };
 enum class Zeros : int32_t { middle, points, offsets };
 
@@ -46,14 +46,17 @@ struct Weight {
   const float* bias;             // a value for every column of every panel, or null
   int64_t inner, columns;
   Format format;
-  int32_t group;                 // integers: inputs that share a scale, a multiple of 4 in int8 and of 8 in int4
+  int32_t group;                 // but bf16: inputs that share a scale, whole lines; of codes whole tiles, if not all
   Zeros zeros;                   // integers: zero points are 128 or 8, or stored, or 0 and something is added instead
-  Scales scales;                 // integers: the type of scales
+  Scales scales;                 // but bf16: the type of scales
   int32_t digits;                // integers: bytes that an input becomes, one or three (quantize.cpp)
+  const bf16* table;             // code4: what the sixteen codes stand for
+
+  bool is_integer() const { return format == Format::int8 || format == Format::int4; }
 };
 
-// The rows that a weight is multiplied with, in the form that its format wants: bf16, or signed bytes, `digits` rows of
-// them for one, with a scale for every group of inputs of a row and a sum for every group of bytes.
+// The rows that a weight is multiplied with, in the form that its format wants: bf16, or for integers signed bytes,
+// `digits` rows of them for one, with a scale for every group of inputs of a row and a sum for every group of bytes.
 struct Activations {
   const void* data;
   int64_t stride;                // bytes from row to row of bytes

@@ -5,14 +5,17 @@
 //   int8: for every group of inputs, which may be all of them, [G/4][64][4] bytes of value + 128,
 //   int4: for every group of inputs [G/8][64][4] bytes, whose low halves are inputs 0..3 of eight and high halves 4..7,
 //         then of both [64] scales and, if stored, [64] bytes of zero points or [64] floats that are added to weights
+//   float8, code4: as int8 and int4, the inputs of a word in an order of their own (codes.h)
 // Integer products take activations as signed bytes (quantize.cpp), one for each, rounded, or three, which is exact,
 // and correct the weights' zero point by their sum. Every output element is one chain of sums in the order of k,
-// whatever the number of rows, so the answer of a row does not depend on what it was batched with.
+// whatever the number of rows, so the answer of a row does not depend on what it was batched with. Codes become bf16 as
+// they are multiplied, without their scales, which the sum of a group gets.
 //
-// With AMX a tile of weights is one word of sixteen lines of a panel. bf16 is multiplied by tiles always, since their
-// sums round otherwise; int8 and int4, whose sums are exact, where there are enough rows for it to be faster.
+// With AMX a tile of weights is one word of sixteen lines of a panel. bf16 is multiplied by tiles always, as codes are,
+// since their sums round otherwise; int8 and int4, whose sums are exact, where there are enough rows for it to be faster.
 #include <type_traits>
 
+#include "codes.h"
 #include "kernels.h"
 
 namespace sgl {
@@ -86,12 +89,10 @@ struct Bf16 {
   }
 };
 
-// Integers of 8 or 4 bits, and inputs of so many digits.
-template <int Bits, int Digits>
-struct Integers {
-  static constexpr int kBits = Bits, kDigits = Digits;
-  static constexpr int kRows = Digits > 1 ? 2 : Bits == 4 ? 8 : 6;  // int4: more, since they share the unpacking
-  static constexpr int kMiddle = 1 << (Bits - 1);
+// A panel of numbers of 8 or 4 bits with scales for groups of inputs.
+template <int Bits>
+struct Grouped {
+  static constexpr int kBits = Bits;
   static constexpr int kInputs = 32 / Bits;  // of a line
 
   static int64_t groups(const Weight& w) { return (w.inner + w.group - 1) / w.group; }
@@ -109,6 +110,17 @@ struct Integers {
     const uint16_t* half = (const uint16_t*)end + column;
     return w.scales == Scales::fp16 ? load_fp16(half) : load_bf16(half);
   }
+};
+
+// Integers, and inputs of so many digits.
+template <int Bits, int Digits>
+struct Integers : Grouped<Bits> {
+  using Grouped<Bits>::groups, Grouped<Bits>::line_bytes, Grouped<Bits>::group_bytes, Grouped<Bits>::scale_bytes;
+  using Grouped<Bits>::scales, Grouped<Bits>::kInputs;
+  static constexpr int kDigits = Digits;
+  static constexpr int kRows = Digits > 1 ? 2 : Bits == 4 ? 8 : 6;  // int4: more, since they share the unpacking
+  static constexpr int kMiddle = 1 << (Bits - 1);
+
   static i32x16 zeros(const Weight& w, const uint8_t* end, int column) {
     if (w.zeros == Zeros::points) return widen(end + kPanel * scale_bytes(w) + column);
     return i32x16{} + (w.zeros == Zeros::middle ? kMiddle : 0);
@@ -176,6 +188,44 @@ struct Integers {
           for (int c = 0; c < W; ++c)
             out[r][first + c] = added(w, end, (begin + first + c) * kLanes, out[r][first + c], &sum[r * Digits][c], W, x,
                                       row + r, g, count);
+      }
+    }
+  }
+};
+
+// Numbers that are read out and multiplied with inputs in bf16.
+template <typename Code>
+struct Coded : Grouped<Code::kBits> {
+  using Own = Code;
+  using Layout = Grouped<Code::kBits>;
+  static constexpr int kDigits = 1;
+  static constexpr int kRows = 6;
+  static constexpr int kPairs = Layout::kInputs / 2;  // of inputs of a line
+
+  template <int R, int N>
+  static inline void tile(const Weight& w, const uint8_t* panel, const Activations& x, int64_t row, int begin,
+                          const Ahead& ahead, Sums<R, N>& out) {
+    constexpr int W = N < kMostWords ? N : kMostWords;
+    const Code code(w);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < N; ++c) out[r][c] = f32x16{};
+    for (int64_t g = 0; g < Layout::groups(w); ++g) {
+      const uint8_t *block = panel + g * Layout::group_bytes(w), *end = block + Layout::line_bytes(w);
+      int64_t left = w.inner - g * w.group, lines = (left < w.group ? left : w.group) / Layout::kInputs;
+      const uint8_t* in = (const uint8_t*)x.data + row * x.stride + g * w.group * sizeof(bf16);
+      for (int first = 0; first < N; first += W) {
+        f32x16 sum[R][W] = {};
+        for (int64_t k = 0; k < lines; ++k) {
+          const uint8_t* at = block + (k * kWords + begin + first) * 64;
+          ahead.ask(at - panel);
+          for (int c = 0; c < W; ++c)
+            for (int p = 0; p < kPairs; ++p) {
+              Inputs pair = code.at(line(at + c * 64), p);
+              for (int r = 0; r < R; ++r) sum[r][c] = dot(sum[r][c], pair, word(in + r * x.stride + 4 * (k * kPairs + p)));
+            }
+        }
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < W; ++c) out[r][first + c] += sum[r][c] * Layout::scales(w, end, (begin + first + c) * kLanes);
       }
     }
   }
@@ -330,18 +380,25 @@ static void run_integers(const Weight& w, const Activations& x, int64_t rows, co
   run<F>(w, x, rows, out);
 }
 
+template <typename F>
+static void run_floats(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+#if defined(__AMX_TILE__)
+  if constexpr (std::is_same_v<F, Bf16>) run_tiles<F>(w, x, rows, out);
+  else CodedTiles<F>::run(w, x, rows, out);
+#else
+  run<F>(w, x, rows, out);
+#endif
+}
+
 static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
   bool rounded = w.digits == 1;
   switch (w.format) {
     case Format::int8: return (rounded ? run_integers<Integers<8, 1>> : run_integers<Integers<8, 3>>)(w, x, rows, out);
     case Format::int4: return (rounded ? run_integers<Integers<4, 1>> : run_integers<Integers<4, 3>>)(w, x, rows, out);
-    case Format::bf16: break;
+    case Format::bf16: return run_floats<Bf16>(w, x, rows, out);
+    case Format::float8: return run_floats<Coded<Float8>>(w, x, rows, out);
+    case Format::code4: return run_floats<Coded<Code4>>(w, x, rows, out);
   }
-#if defined(__AMX_TILE__)
-  run_tiles<Bf16>(w, x, rows, out);
-#else
-  run<Bf16>(w, x, rows, out);
-#endif
 }
 
 void linear(const Weight& w, const Activations& x, int64_t rows, bf16* out, Epilogue epilogue) {
@@ -351,6 +408,10 @@ void linear(const Weight& w, const Activations& x, int64_t rows, bf16* out, Epil
 }  // namespace sgl
 
 using namespace sgl;
+
+// Which inputs the bytes of a word hold, or its low and then its high halves: of codes and of integers.
+static constexpr int8_t kOrders[2][2][8] = {{{0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}},
+                                            {{0, 1, 2, 3}, {0, 1, 2, 3, 4, 5, 6, 7}}};
 
 extern "C" {
 
@@ -374,13 +435,14 @@ void sgl_pack_bf16(const bf16* weight, const int64_t* order, int64_t columns, in
 
 // Values q [columns, inner] of 8 or 4 bits without sign, scales [columns, groups] in the weight's type, and zero points
 // or offsets of the same shape or null -> panels. Of the weight everything but its address must be there.
-void sgl_pack_integers(const Weight* weight, const uint8_t* q, const uint8_t* scales, const uint8_t* zeros,
+void sgl_pack_groups(const Weight* weight, const uint8_t* q, const uint8_t* scales, const uint8_t* zeros,
                        uint8_t* packed) {
   const Weight& w = *weight;
-  using Any = Integers<8, 1>;  // scales and zero points do not depend on the bits
-  int bits = w.format == Format::int8 ? 8 : 4, middle = 1 << (bits - 1);
+  using Any = Grouped<8>;  // scales and zero points do not depend on the bits
+  int bits = w.format == Format::int8 || w.format == Format::float8 ? 8 : 4, middle = w.is_integer() ? 1 << (bits - 1) : 0;
+  const int8_t* order = kOrders[w.is_integer()][bits == 4];
   int64_t panels = (w.columns + kPanel - 1) / kPanel, groups = Any::groups(w);
-  int64_t bytes = bits == 8 ? Any::group_bytes(w) : Integers<4, 1>::group_bytes(w);
+  int64_t bytes = bits == 8 ? Any::group_bytes(w) : Grouped<4>::group_bytes(w);
   auto value = [&](int64_t n, int64_t k) { return n < w.columns && k < w.inner ? q[n * w.inner + k] : middle; };
   auto put = [&](uint8_t* to, const uint8_t* from, int64_t n, int64_t at, int64_t size) {
     if (n < w.columns && size > 0) std::memcpy(to, from + at * size, size);
@@ -393,7 +455,7 @@ void sgl_pack_integers(const Weight* weight, const uint8_t* q, const uint8_t* sc
         int64_t n = i / groups * kPanel + j, first = i % groups * w.group, at = n * groups + i % groups;
         for (int64_t k = 0; k < w.group; k += 32 / bits)
           for (int b = 0; b < 4; ++b) {
-            int low = value(n, first + k + b), high = bits == 4 ? value(n, first + k + 4 + b) << 4 : 0;
+            int low = value(n, first + k + order[b]), high = bits == 4 ? value(n, first + k + order[4 + b]) << 4 : 0;
             block[(k * bits / 32 * kPanel + j) * 4 + b] = uint8_t(low | high);
           }
         put(tail + j * Any::scale_bytes(w), scales, n, at, Any::scale_bytes(w));

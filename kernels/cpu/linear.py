@@ -14,6 +14,8 @@ from torch.nn import functional
 from sgl.kernels.cpu import native
 from sgl.kernels.ops.linear import (
     Allocate,
+    CodedWeight,
+    Float8Weight,
     Form,
     LinearFn,
     PlainLinear,
@@ -27,15 +29,19 @@ from sgl.kernels.registry import impl
 PANEL = 64
 """Output columns of a panel."""
 
-FORMATS = ("bf16", "int8", "int4")
+FORMATS = ("bf16", "int8", "int4", "float8", "code4")
 SCALES = (torch.bfloat16, torch.float16, torch.float32)
 ZEROS = (None, torch.uint8, torch.float32)
 """In the order of the C++ enumerations."""
 
 _DIGITS = 3
+"""Bytes that an input becomes if it is not to be rounded, see quantize.cpp."""
+
 _MOST_SUMMED = 1 << 16
 """Products of a byte and a signed byte that fit into 32 bits together."""
-"""Bytes that an input becomes if it is not to be rounded, see quantize.cpp."""
+
+_TILE = 32
+"""Inputs in bf16 that products of tiles take at a time."""
 
 
 class WeightStruct(ctypes.Structure):
@@ -51,6 +57,7 @@ class WeightStruct(ctypes.Structure):
         ("zeros", ctypes.c_int32),
         ("scales", ctypes.c_int32),
         ("digits", ctypes.c_int32),
+        ("table", ctypes.c_void_p),
     )
 
 
@@ -69,6 +76,7 @@ class NativeLinear:
     zeros: torch.dtype | None = None  # of zero points, or of what is added to weights; None: they are in the middle
     scales: torch.dtype = torch.float32
     digits: int = 1  # bytes that an input becomes
+    table: Tensor | None = None  # bfloat16 [16]: what codes stand for
 
     @property
     def packed_bytes(self) -> int:
@@ -87,6 +95,7 @@ class NativeLinear:
             ZEROS.index(self.zeros),
             SCALES.index(self.scales),
             self.digits,
+            None if self.table is None else self.table.data_ptr(),
         )
 
     @cached_property
@@ -163,37 +172,80 @@ def round_weight(weight: Tensor, bits: Literal[4, 8], group: int) -> QuantizedWe
 
 
 def _integers(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate: Allocate, digits: int) -> LinearFn:
-    (columns, inner), is_short = weight.values.shape, weight.bits == 4
-    values, scales = weight.values, weight.scales
+    inner, is_whole = weight.values.shape[1], weight.group >= weight.values.shape[1]
+    step = 64 if weight.bits == 4 else 4
+    group = -(-inner // step) * step if is_whole else weight.group
     zeros = weight.zeros if weight.offsets is None else weight.offsets
+    scales = weight.scales.to((not is_whole and scale_dtype(weight.scales)) or torch.float32)
+    prepared = _packed(f"int{weight.bits}", weight.values, scales, group, bias, form, allocate, zeros, digits=digits)
+    return prepared if weight.order is None else Reordered(prepared, weight.order)
+
+
+@impl("linear.coded", "native", device="cpu", dtypes=(torch.bfloat16,), priority=20, needs=native.missing)
+def linear_coded(
+    weight: Float8Weight | CodedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
+) -> LinearFn:
+    width = weight.block[1] if isinstance(weight, Float8Weight) else weight.group
+    inner = (weight.values if isinstance(weight, Float8Weight) else weight.codes).shape[1]
+    if inner % (32 // weight.bits) or (width < inner and width % _TILE):
+        return linear(weight.dequantize().bfloat16(), bias, form, allocate)
+    group = min(width, inner)
+    if isinstance(weight, Float8Weight):
+        scales = weight.scales.repeat_interleave(weight.block[0], 0)[: weight.values.shape[0]]
+        return _packed("float8", weight.values.view(torch.uint8), scales, group, bias, form, allocate)
+    table, factor = _table(weight.table)
+    return _packed("code4", weight.codes, weight.scales / factor, group, bias, form, allocate, table=table)
+
+
+def _table(numbers: Tensor) -> tuple[Tensor, float]:
+    """Numbers in bfloat16, times the factor from 1 to 2 by which the products are closest to what bfloat16 holds."""
+    factors = 1 + torch.arange(1024, dtype=torch.float64) / 1024
+    products = numbers.double() * factors[:, None]
+    errors = (products.bfloat16().double() - products) / factors[:, None]
+    best = int(errors.square().sum(1).argmin())
+    return products[best].bfloat16(), float(factors[best])
+
+
+def _packed(
+    format: str,
+    values: Tensor,
+    scales: Tensor,
+    group: int,
+    bias: Tensor | None,
+    form: Form,
+    allocate: Allocate,
+    zeros: Tensor | None = None,
+    digits: int = 1,
+    table: Tensor | None = None,
+) -> NativeLinear:
+    """Values uint8 ``[N, K]`` of 8 or 4 bits with scales and what stands beside them, ``[N, G]``, in panels."""
+    (columns, inner), bits = values.shape, 4 if format.endswith("4") else 8
     if form == "gated":
         values, scales = _interleave(values), _interleave(scales)
         zeros, bias = (None if part is None else _interleave(part) for part in (zeros, bias))
-    is_whole, step = weight.group >= inner, 64 if is_short else 4
-    group = -(-inner // step) * step if is_whole else weight.group
-    kept = scales.to((not is_whole and scale_dtype(scales)) or torch.float32).contiguous()
+    values, scales, zeros = values.contiguous(), scales.contiguous(), None if zeros is None else zeros.contiguous()
     library, panels = native.library(), _panels(values)
-    beside = kept.itemsize + (0 if zeros is None else zeros.itemsize)
-    packed = allocate(panels * PANEL * kept.shape[1] * (group * weight.bits // 8 + beside))
-    values, zeros = values.contiguous(), None if zeros is None else zeros.contiguous()
+    beside = scales.itemsize + (0 if zeros is None else zeros.itemsize)
+    packed = allocate(panels * PANEL * scales.shape[1] * (group * bits // 8 + beside))
     prepared = NativeLinear(
         packed,
         _padded(bias, panels),
         inner,
         columns,
         form,
-        f"int{weight.bits}",
+        format,
         library,
         group,
         zeros=None if zeros is None else zeros.dtype,
-        scales=kept.dtype,
+        scales=scales.dtype,
         digits=digits,
+        table=table,
     )
     struct = WeightStruct.from_buffer_copy(prepared.struct)
     struct.columns = len(values)  # of gates and ups with what fills them up
-    tensors = (values.data_ptr(), kept.data_ptr(), None if zeros is None else zeros.data_ptr(), packed.data_ptr())
-    library.sgl_pack_integers(ctypes.byref(struct), *tensors)
-    return prepared if weight.order is None else Reordered(prepared, weight.order)
+    tensors = (values.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), packed.data_ptr())
+    library.sgl_pack_groups(ctypes.byref(struct), *tensors)
+    return prepared
 
 
 def _panels(weight: Tensor) -> int:

@@ -118,14 +118,21 @@ static int64_t input_bytes(const Weight& w) {
   return std::is_same_v<F, Bf16> ? w.inner * 2 : w.group;
 }
 
-// Up to 32 rows of N words: their sums as tiles leave them, [rows, N * 16] float or int32.
+// The first line of a word.
+template <typename F>
+static const uint8_t* first_line(const Weight& w, int64_t column) {
+  return w.data + column / kPanel * F::panel_bytes(w) + column % kPanel / kLanes * 64;
+}
+
+// Up to 32 rows of N words: their sums over `bytes` of input as tiles leave them, [rows, N * 16] float or int32; they
+// begin anew or are added to.
 template <typename F, int N>
-static void tile_sums(const Weight& w, int64_t column, const uint8_t* in, int rows, Tiles& tiles, float* sums) {
-  int64_t bytes = input_bytes<F>(w);
-  const uint8_t* lines = w.data + column / kPanel * F::panel_bytes(w) + column % kPanel / kLanes * 64;
+static void tile_sums(const uint8_t* lines, const uint8_t* in, int64_t bytes, int rows, Tiles& tiles, float* sums,
+                      bool anew = true) {
   if (rows <= kTileRows) {
     tiles.flat(rows);
-    clear_sums();
+    if (anew) clear_sums();
+    else load_sums<N>(sums);
     each_step<N>(in, lines, bytes, flat_step<F, N>);
     store_sums<N>(sums);
     return;
@@ -133,9 +140,17 @@ static void tile_sums(const Weight& w, int64_t column, const uint8_t* in, int ro
   constexpr int M = N > 1 ? 2 : 1;
   tiles.tall(rows - kTileRows);
   for (int c = 0; c < N; c += M) {
-    clear_sums();
-    each_step<M>(in, lines + c * 64, bytes, tall_step<F, M>);
     float *low = sums + c * kLanes, *high = low + kTileRows * N * kLanes;
+    clear_sums();
+    if (!anew) {
+      _tile_loadd(0, low, N * 64);
+      _tile_loadd(2, high, N * 64);
+      if constexpr (M > 1) {
+        _tile_loadd(1, low + kLanes, N * 64);
+        _tile_loadd(3, high + kLanes, N * 64);
+      }
+    }
+    each_step<M>(in, lines + c * 64, bytes, tall_step<F, M>);
     _tile_stored(0, low, N * 64);
     _tile_stored(2, high, N * 64);
     if constexpr (M > 1) {
@@ -160,7 +175,7 @@ template <typename F, int N>
 static void tile_rows(const Weight& w, int64_t column, const Activations& x, const uint8_t* in, int64_t first, int rows,
                       Tiles& tiles, const Output& out) {
   alignas(64) float sums[kTall][N * kLanes];
-  tile_sums<F, N>(w, column, in, rows * F::kDigits, tiles, sums[0]);
+  tile_sums<F, N>(first_line<F>(w, column), in, input_bytes<F>(w), rows * F::kDigits, tiles, sums[0]);
   settle(sums);
   const uint8_t* panel = w.data + column / kPanel * F::panel_bytes(w);
   for (int r = 0; r < rows; ++r) {
@@ -207,7 +222,7 @@ struct GroupTiles {
 
   template <int N>
   static Lines lines(const Weight& w, int64_t column) {
-    const uint8_t* block = w.data + column / kPanel * F::panel_bytes(w) + column % kPanel / kLanes * 64;
+    const uint8_t* block = first_line<F>(w, column);
     if constexpr (F::kBits == 8) return {block, F::group_bytes(w), 64, kWords * 64};
     static thread_local std::vector<uint8_t> own;
     int64_t quads = F::groups(w) * w.group / 4, needed = N * quads * 64 + 64;
@@ -305,6 +320,126 @@ struct GroupTiles {
       return [=, &w, &x, &out, tiles = Tiles()](int64_t column, bool whole) mutable {
         if (whole) all_rows<kWords>(w, column, x, inputs, first, last, tiles, out);
         else all_rows<1>(w, column, x, inputs, first, last, tiles, out);
+      };
+    });
+  }
+};
+
+// Codes become bf16 in a scratch of lines as those of a panel, a part of the inputs after the other, each for all rows.
+template <typename F>
+struct CodedTiles {
+  using Code = typename F::Own;
+  static constexpr int kInputsOfTile = kTileBytes / sizeof(bf16);
+  static constexpr int kPart = 2048;           // inputs that are read out at a time for many rows: the second cache's
+  static constexpr int kAhead = 1024 * F::kBits;  // bytes
+
+  // What the rows of N words come to: sums of the group so far, and of those before with their scales.
+  template <int N>
+  struct Rows {
+    float (*sums)[N * kLanes], (*total)[N * kLanes];
+
+    explicit Rows(int64_t rows) {
+      static thread_local std::vector<float> own;
+      size_t needed = 2 * rows * N * kLanes + 16;
+      if (own.size() < needed) own.resize(needed);
+      sums = (float(*)[N * kLanes])((uintptr_t(own.data()) + 63) / 64 * 64);
+      total = sums + rows;
+    }
+
+    // A group of the rows [first, last) ends.
+    void add(const Weight& w, const uint8_t* end, int column, const float* group, int64_t first, int64_t last, bool anew) {
+      settle(group);
+      for (int c = 0; c < N; ++c) {
+        f32x16 scale = F::scales(w, end, column + c * kLanes);
+        const float* sum = group + c * kLanes;
+        for (int64_t r = first; r < last; ++r, sum += N * kLanes) {
+          float* to = total[r] + c * kLanes;
+          store(to, (anew ? f32x16{} : load(to)) + load(sum) * scale);
+        }
+      }
+    }
+  };
+
+  // `count` inputs of N words. What is read next is asked for, since little is read while tiles are multiplied.
+  template <int N>
+  static inline void read_out(const Code& code, const uint8_t* lines, int64_t count, uint8_t* to) {
+    for (int64_t k = 0; k < count / F::kInputs; ++k)
+      for (int c = 0; c < N; ++c) {
+        const uint8_t* at = lines + (k * kWords + c) * 64;
+        __builtin_prefetch(at + kAhead, 0, 2);
+        i32x16 column = line(at);
+        for (int p = 0; p < F::kPairs; ++p)
+          store((float*)(to + ((k * F::kPairs + p) * kWords + c) * 64), as_float(code.at(column, p)));
+      }
+    settle(to);
+  }
+
+  // The sums of a group of up to sixteen rows: a step at a time, so that memory is read while tiles are multiplied.
+  template <int N>
+  static void few_sums(const Code& code, const uint8_t* lines, const uint8_t* in, int64_t count, int rows, Tiles& tiles,
+                       float* sums) {
+    constexpr int kSlot = kTileRows * kWords * 64;
+    alignas(64) uint8_t slots[2][kSlot];
+    tiles.flat(rows);
+    clear_sums();
+    for (int64_t from = 0; from < count; from += kInputsOfTile, in += kStep) {
+      uint8_t* slot = slots[from / kInputsOfTile % 2];
+      int64_t some = count - from < kInputsOfTile ? count - from : kInputsOfTile;
+      if (some < kInputsOfTile) std::memset(slot, 0, kSlot);
+      read_out<N>(code, lines + from / F::kInputs * kWords * 64, some, slot);
+      flat_step<Bf16, N>(in, slot, 64, kWords * 64);
+    }
+    store_sums<N>(sums);
+  }
+
+  // The same of any number of rows, and their totals: a part of the inputs at a time, for all of them.
+  template <int N>
+  static void many_rows(const Weight& w, const Code& code, const uint8_t* lines, const uint8_t* end, int column,
+                        const TileInputs& inputs, int64_t begin, int64_t count, int64_t rows, Tiles& tiles, Rows<N>& to) {
+    alignas(64) static thread_local uint8_t part[kPart / 2 * kWords * 64];
+    for (int64_t from = 0; from < count; from += kPart) {
+      int64_t some = count - from < kPart ? count - from : kPart;
+      read_out<N>(code, lines + from / F::kInputs * kWords * 64, some, part);
+      for (int64_t r = 0; r < rows; r += kTall) {
+        const uint8_t* in = inputs.at(r / kTall) + (begin + from) / kInputsOfTile * kStep;
+        int64_t last = rows - r < kTall ? rows : r + kTall;
+        float* sums = to.sums[count > kPart ? r : 0];  // one place stays in the first cache
+        tile_sums<Bf16, N>(part, in, some * sizeof(bf16), int(last - r), tiles, sums, from == 0);
+        if (from + some == count) to.add(w, end, column, sums, r, last, begin == 0);
+      }
+    }
+  }
+
+  template <int N>
+  static void all_rows(const Weight& w, const Code& code, int64_t column, const TileInputs& inputs, int64_t first,
+                       int64_t last, Tiles& tiles, const Output& out) {
+    int64_t rows = last - first;
+    const uint8_t* panel = w.data + column / kPanel * F::panel_bytes(w);
+    int at = int(column % kPanel);
+    Rows<N> to(rows);
+    for (int64_t g = 0; g < F::groups(w); ++g, panel += F::group_bytes(w)) {
+      int64_t begin = g * w.group, count = w.inner - begin < w.group ? w.inner - begin : w.group;
+      const uint8_t *lines = panel + at / kLanes * 64, *end = panel + F::line_bytes(w);
+      if (rows > kTileRows) {
+        many_rows<N>(w, code, lines, end, at, inputs, begin, count, rows, tiles, to);
+      } else {
+        few_sums<N>(code, lines, inputs.at(0) + begin / kInputsOfTile * kStep, count, int(rows), tiles, to.sums[0]);
+        to.add(w, end, at, to.sums[0], 0, rows, g == 0);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      f32x16 row[N];
+      for (int c = 0; c < N; ++c) row[c] = load(to.total[r] + c * kLanes);
+      finish<N>(w, column, first + r, row, out);
+    }
+  }
+
+  static void run(const Weight& w, const Activations& x, int64_t rows, const Output& out) {
+    share(w, x.stride, rows, kTall, out, [&](int64_t first, int64_t last) {
+      TileInputs inputs(x, w.inner * int64_t(sizeof(bf16)), first, last, kTall);
+      return [=, &w, &out, code = Code(w), tiles = Tiles()](int64_t column, bool whole) mutable {
+        if (whole) all_rows<kWords>(w, code, column, inputs, first, last, tiles, out);
+        else all_rows<1>(w, code, column, inputs, first, last, tiles, out);
       };
     });
   }

@@ -31,7 +31,7 @@ from sgl.kernels.ops.linear import Allocate, fresh
 SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp", "quantize.cpp", "decoder.cpp")
 """The slowest to compile first: a first start waits for it."""
 
-HEADERS = ("common.h", "kernels.h", "tiles.h", "linear_tiles.h", "attention_tiles.h")
+HEADERS = ("common.h", "kernels.h", "codes.h", "tiles.h", "linear_tiles.h", "attention_tiles.h")
 
 # -ffp-contract=fast fixes the use of fused multiply-adds in the source's place; without it the compiler may choose.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-w")
@@ -52,7 +52,7 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_pack_bf16": (_POINTER, _POINTER, _LONG, _LONG, _POINTER),
     "sgl_activation_bytes": (_POINTER,),
     "sgl_round": (_POINTER, _LONG, _LONG, _INT, _LONG, _POINTER, _POINTER),
-    "sgl_pack_integers": (_POINTER,) * 5,
+    "sgl_pack_groups": (_POINTER,) * 5,
     "sgl_linear": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
     "sgl_linear_f32": (_POINTER, _POINTER, _LONG, _POINTER, _POINTER),
     "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),

@@ -12,7 +12,7 @@ static int64_t num_groups(const Weight& w) { return (w.inner + w.group - 1) / w.
 static int64_t row_bytes(const Weight& w) { return padded(w.inner, w.group); }
 
 int64_t activation_bytes(const Weight& w) {
-  if (w.format == Format::bf16) return 0;
+  if (!w.is_integer()) return 0;
   return w.digits * (row_bytes(w) + num_groups(w) * int64_t(sizeof(int32_t))) + num_groups(w) * int64_t(sizeof(float));
 }
 
@@ -159,7 +159,7 @@ constexpr int64_t kAlone = 4096;
 Activations activations(const Weight& w, const bf16* x, int64_t rows, void* scratch, const bf16* norm, float eps,
                         bf16* normed) {
   static thread_local std::vector<char> own;
-  bool alone = rows * w.inner <= kAlone, quantized = w.format != Format::bf16;
+  bool alone = rows * w.inner <= kAlone, quantized = w.is_integer();
   if (!norm && !quantized) return {x, w.inner * int64_t(sizeof(bf16)), nullptr, nullptr};
   if (alone) {
     int64_t bytes = padded(rows * w.inner * int64_t(sizeof(bf16)), 64);

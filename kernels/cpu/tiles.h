@@ -66,7 +66,16 @@ static inline void clear_sums() {
   _tile_zero(3);
 }
 
-// Tile 0, and 1 to 3 if N is four, side by side into [rows, N * 16].
+// Tile 0, and 1 to 3 if N is four, side by side from [rows, N * 16] and into it.
+template <int N>
+static inline void load_sums(const float* from) {
+  _tile_loadd(0, from, N * 64);
+  if constexpr (N > 1) {
+    _tile_loadd(1, from + kLanes, N * 64);
+    _tile_loadd(2, from + 2 * kLanes, N * 64);
+    _tile_loadd(3, from + 3 * kLanes, N * 64);
+  }
+}
 template <int N>
 static inline void store_sums(float* to) {
   _tile_stored(0, to, N * 64);

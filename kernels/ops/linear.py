@@ -156,6 +156,22 @@ class Float8Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedWeight:
+    """``W [N, K] = table[codes] * scales`` with sixteen numbers in the table and a scale for ``group`` inputs."""
+
+    codes: Tensor  # uint8 [N, K], 0 .. 15
+    table: Tensor  # float32 [16]
+    scales: Tensor  # float32 [N, G]
+    group: int  # inputs; the last group may be shorter
+    bits: ClassVar[int] = 4
+
+    def dequantize(self) -> Tensor:
+        """The weight in float32 ``[N, K]``."""
+        inner = self.codes.shape[1]
+        return self.table[self.codes.int()].mul_(_spread(self.scales, self.group, inner))
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedWeight:
     """A weight in a format whose numbers no kernel takes: read out exactly."""
 
@@ -166,7 +182,7 @@ class DecodedWeight:
         return self.values
 
 
-StoredWeight = QuantizedWeight | Float8Weight | DecodedWeight
+StoredWeight = QuantizedWeight | Float8Weight | CodedWeight | DecodedWeight
 Weight = Tensor | StoredWeight
 """What a linear layer may be prepared from."""
 
@@ -200,6 +216,8 @@ def stacked(parts: Sequence[StoredWeight]) -> StoredWeight:
         whole = _stacked_integers([part for part in parts if isinstance(part, QuantizedWeight)], len(parts))
     elif isinstance(first, Float8Weight):
         whole = _stacked_floats([part for part in parts if isinstance(part, Float8Weight)], len(parts))
+    elif isinstance(first, CodedWeight):
+        whole = _stacked_codes([part for part in parts if isinstance(part, CodedWeight)], len(parts))
     return whole or DecodedWeight(torch.cat([part.dequantize() for part in parts]), max(part.bits for part in parts))
 
 
@@ -240,6 +258,16 @@ def _stacked_floats(parts: list[Float8Weight], count: int) -> Float8Weight | Non
     return replace(first, values=values, scales=scales, input_scale=max(given) if given else None)
 
 
+def _stacked_codes(parts: list[CodedWeight], count: int) -> CodedWeight | None:
+    first = parts[0]
+    if len(parts) < count or any(
+        part.group != first.group or not torch.equal(part.table, first.table) for part in parts
+    ):
+        return None
+    codes, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    return replace(first, codes=codes, scales=scales)
+
+
 def _per_row(weight: Float8Weight) -> Float8Weight:
     rows = weight.values.shape[0]
     return replace(weight, scales=weight.scales.expand(rows, -1).contiguous(), block=(1, weight.block[1]))
@@ -255,6 +283,8 @@ def arranged(weight: Weight, arrange: Callable[[Tensor], Tensor]) -> Weight:
         zeros, offsets = (None if part is None else arrange(part) for part in (weight.zeros, weight.offsets))
         values, scales = arrange(weight.values), arrange(weight.scales)
         return replace(weight, values=values, scales=scales, zeros=zeros, offsets=offsets)
+    if isinstance(weight, CodedWeight):
+        return replace(weight, codes=arrange(weight.codes), scales=arrange(weight.scales))
     if isinstance(weight, Float8Weight):  # blocks may be torn apart
         return DecodedWeight(arrange(weight.dequantize()), 8)
     return arrange(weight) if isinstance(weight, Tensor) else replace(weight, values=arrange(weight.values))
@@ -339,3 +369,11 @@ def linear_fp8(weight: Float8Weight, bias: Tensor | None, form: Form, allocate: 
         return float8_rows(x, weight.activations, weight.input_scale)
 
     return shaped(RoundedLinear(weight.dequantize(), bias, rounded), form)
+
+
+@op("linear.coded")
+def linear_coded(
+    weight: Float8Weight | CodedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
+) -> LinearFn:
+    """As `linear` for a weight in fp8 or codes, whose inputs stay what they are, whatever the format says of them."""
+    return shaped(RoundedLinear(weight.dequantize(), bias, Tensor.float), form)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sgl.kernels.ops.linear import DecodedWeight, QuantizedWeight
+from sgl.kernels.ops.linear import CodedWeight, DecodedWeight, QuantizedWeight, StoredWeight
 from sgl.quant.scheme import Part, Scheme
 from sgl.quant.stored import Fields, Layout, Tensors, is_kept
 
@@ -70,18 +70,19 @@ class Codes4:
             Part("weight.nested_quant_map", _F32, ((256,),), optional=True),
         )
 
-    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> DecodedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], rows: int, inner: int) -> StoredWeight:
         state = _state(tensors[f"{_STATE}{self.kind}"])
         if state.get("shape") != [rows, inner]:
             raise ValueError(f"its quant_state is of shape {state.get('shape')} instead of {[rows, inner]}")
         packed, count = tensors["weight"].flatten(), rows * inner
         codes = torch.stack((packed >> 4, packed & 15), 1).flatten()[:count]
-        values = tensors["weight.quant_map"][codes.int()]
-        size = _size(state, "blocksize")
+        size, table = _size(state, "blocksize"), tensors["weight.quant_map"]
         scales = _scales(tensors, state)
         if scales.numel() != -(-count // size):
             raise ValueError(f"weight.absmax has {scales.numel()} numbers for {-(-count // size)} blocks of {size}")
-        padded = functional.pad(values, (0, -count % size)).view(-1, size)
+        if inner % size == 0:
+            return CodedWeight(codes.view(rows, inner), table, scales.view(rows, -1), size)
+        padded = functional.pad(table[codes.int()], (0, -count % size)).view(-1, size)  # blocks go on in the next row
         return DecodedWeight((padded * scales[:, None]).flatten()[:count].view(rows, inner), 4)
 
     def encode(self, weight: Tensor, size: int = 64) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class Recorder(Script):
 
 MODELS = [
     *((family, "none", "") for family in (*FAMILIES, "qwen2_moe")),
-    *(("qwen2", format, "") for format in (*FORMATS, "int8wo")),
+    *(("qwen2", format, "") for format in (*FORMATS, "int8wo", "fp8", "nf4")),
     ("gpt2", "int8", ""),
     *((family, "none", "int8kv") for family in ("llama", "mistral", "gpt2", "deepseek_v2")),
     ("deepseek_v3", "none", ""),

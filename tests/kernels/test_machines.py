@@ -57,7 +57,7 @@ def test_a_compiler_that_knows_no_tiles_makes_the_next_best(monkeypatch: pytest.
 
 
 @pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("quantization", [None, "int8", "int4-g32"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4-g32", "fp8"])
 @pytest.mark.parametrize("isa", CPU_ISAS)
 def test_answers_do_not_depend_on_the_instruction_set(
     isa: str, quantization: str | None, monkeypatch: pytest.MonkeyPatch

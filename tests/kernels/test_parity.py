@@ -8,6 +8,7 @@ import torch
 from sgl.engine.base.device import detect_isa
 from sgl.kernels.checks.cases import CASES
 from sgl.kernels.checks.parity import Check, checks
+from sgl.kernels.ops.linear import Float8Weight, StoredWeight
 from sgl.kernels.ops.quantize import round_weight
 from sgl.kernels.registry import REFERENCE, Impl, implementations
 from sgl.quant.config import FORMATS
@@ -36,7 +37,9 @@ def test_a_row_of_a_packed_bf16_linear_does_not_depend_on_the_others(impl: Impl)
         pytest.skip(impl.why_not("cpu", detect_isa(), torch.bfloat16))
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(*s, generator=generator).bfloat16() for s in ((96, 160), (40, 160)))
-    weights = [weight]
+    weights: list[torch.Tensor | StoredWeight] = [weight]
+    if impl.op == "linear.coded":
+        weights = [Float8Weight(weight.to(torch.float8_e4m3fn), torch.ones(96, 1), (1, 160))]
     if impl.op in ("linear.quantized", "linear.weight_only"):
         weights = [round_weight(weight, format.bits, format.group or 160) for format in FORMATS.values()]
     for stored in weights:

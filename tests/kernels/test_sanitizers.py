@@ -43,7 +43,7 @@ def runtime(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def watched() -> dict[str, str]:
     """The environment of a process whose kernels are watched."""
     if native.compiler() is None:
         pytest.skip("no C++ compiler")
@@ -57,14 +57,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps its own until the end
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "SGL_KERNEL_SANITIZE": "1",
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
     }
 
 
 def run(watched: dict[str, str], *arguments: str) -> tuple[int, str]:
     """(exit code, everything that was printed)"""
     done = subprocess.run(
-        [sys.executable, *arguments],
+        ["nice", sys.executable, *arguments],
         cwd=ROOT,
         env=watched,
         stdout=subprocess.PIPE,

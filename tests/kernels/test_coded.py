@@ -1,0 +1,101 @@
+"""Products of fp8 and of codes of four bits, read out as they are multiplied, on every instruction set that is here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl.engine.base.device import CPU_ISAS, detect_isa
+from sgl.kernels.cpu import native
+from sgl.kernels.cpu.linear import NativeLinear, linear_coded
+from sgl.kernels.ops.linear import CodedWeight, Float8Weight
+
+pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+
+ROW = 1 << 20
+SHAPES = ((64, 128), (100, 8), (5, 288), (330, 160))  # outputs and inputs
+ROWS = (1, 2, 3, 5, 11, 16, 17, 33, 70)
+NUMBERS = torch.arange(256, dtype=torch.uint8)[torch.arange(256) % 128 != 127].view(torch.float8_e4m3fn)
+"""All of e4m3 but NaN."""
+
+
+@pytest.fixture(params=CPU_ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if CPU_ISAS.index(request.param) > CPU_ISAS.index(detect_isa()):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("SGL_KERNEL_ISA", request.param)
+    assert f"cpu-{request.param}-" in native.library()._name
+    return str(request.param)
+
+
+def float8(block: tuple[int, int], rows: int, inner: int) -> tuple[Float8Weight, Tensor]:
+    """A random weight, and its numbers in float64."""
+    high, wide = min(block[0], rows), min(block[1], inner)
+    values = NUMBERS.view(torch.uint8)[torch.randint(0, len(NUMBERS), (rows, inner))].view(torch.float8_e4m3fn)
+    scales = torch.rand(-(-rows // high), -(-inner // wide)) * inner**-0.5
+    numbers = values.double() * scales.double()[torch.arange(rows) // high][:, torch.arange(inner) // wide]
+    return Float8Weight(values, scales, (high, wide), "token"), numbers
+
+
+def code4(group: int, rows: int, inner: int) -> tuple[CodedWeight, Tensor]:
+    """The same of sixteen numbers that bf16 holds only when they are multiplied with three."""
+    group = min(group, inner)
+    codes, table = torch.randint(0, 16, (rows, inner), dtype=torch.uint8), torch.arange(-7, 9).float() / 12
+    scales = torch.rand(rows, -(-inner // group)) * inner**-0.5
+    numbers = (torch.arange(-7, 9).double() / 12)[codes.int()] * scales.double()[:, torch.arange(inner) // group]
+    return CodedWeight(codes, table, scales, group), numbers
+
+
+FORMATS = {
+    **{f"fp8 {high}x{wide}": (float8, (high, wide)) for high, wide in ((1, ROW), (ROW, ROW), (128, 128), (64, 32))},
+    **{f"4 bits, {group}": (code4, group) for group in (32, 64, ROW)},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sums_are_as_good_as_those_in_float32_and_the_same_for_any_number_of_rows(isa: str, name: str) -> None:
+    torch.manual_seed(0)
+    make, size = FORMATS[name]
+    for columns, inner in SHAPES:
+        weight, numbers = make(size, columns, inner)
+        bias = torch.randn(columns).bfloat16()
+        x = torch.randn(max(ROWS), inner).bfloat16()
+        prepared = linear_coded(weight, bias, "float32")
+        assert isinstance(prepared, NativeLinear) and prepared.format == ("float8" if make is float8 else "code4")
+        together = prepared(x)
+        size_of_sums = x.double().abs() @ numbers.abs().t() + bias.double().abs()
+        assert ((together - (x.double() @ numbers.t() + bias.double())).abs() / size_of_sums).max() < 1e-6
+        for rows in ROWS:
+            assert torch.equal(prepared(x[:rows]), together[:rows])
+
+
+def test_every_number_is_read_out_exactly(isa: str) -> None:
+    """Products with one, among zeros."""
+    weight = NUMBERS.view(torch.uint8).repeat(8, 1)[:, :252].contiguous().view(torch.float8_e4m3fn)
+    scales = torch.tensor([2.0**-k for k in range(8)]).view(8, 1)
+    got = linear_coded(Float8Weight(weight, scales, (1, 252)), None, "float32")(torch.eye(252).bfloat16())
+    assert torch.equal(got, weight.float().t() * scales.t())
+    table = (torch.randperm(255)[:16] - 128).float()
+    codes = torch.arange(16, dtype=torch.uint8).repeat(8, 2)
+    got = linear_coded(CodedWeight(codes, table, scales, 32), None, "float32")(torch.eye(32).bfloat16())
+    assert torch.equal(got, table.repeat(2)[:, None] * scales.t())
+
+
+def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
+    torch.manual_seed(0)
+    for weight in (float8((1, ROW), 24, 96)[0], code4(32, 24, 96)[0]):
+        x = torch.randn(9, 96).bfloat16()
+        x[2], x[4, 5], x[6, 40] = 0, torch.nan, torch.inf
+        y = linear_coded(weight, None, "plain")(x)
+        assert y[2].eq(0).all() and y[4].isnan().all() and not y[6].isfinite().any()
+        assert y[[0, 1, 3, 5, 7, 8]].isfinite().all()
+
+
+@pytest.mark.parametrize(("size", "inner"), [((1, ROW), 98), ((64, 48), 144)], ids=str)
+def test_what_fits_no_line_or_tile_is_decoded(size: tuple[int, int], inner: int) -> None:
+    torch.manual_seed(0)
+    weight, numbers = float8(size, 70, inner)
+    prepared, x = linear_coded(weight, None, "float32"), torch.randn(3, inner).bfloat16()
+    assert isinstance(prepared, NativeLinear) and prepared.format == "bf16"
+    torch.testing.assert_close(prepared(x).double(), x.double() @ numbers.bfloat16().double().t(), rtol=1e-5, atol=1e-4)
