@@ -160,7 +160,7 @@ class EngineLoop:
             if plan.rows:
                 draft = self._notes.forwarded(plan, begin_s, planned_s)
                 with span("sample"):
-                    masks = self.scheduler.masks()
+                    masks = self.scheduler.masks(self._recorder.keeps_masks)
                     self._pending.append(_Pending(plan, masks, self._executor.sample(plan, masks), draft))
                 self._collect(self._overlap)
         except OutOfMemoryError as error:
@@ -173,6 +173,7 @@ class EngineLoop:
         else:
             self._reporter.note(plan)
             return bool(plan.rows) or progressed
+        # Out of memory; outside of its clause, where the error holds on to the tensors of the frames it went through.
         self._collect(0)
         self._send(self.scheduler.retract(shortage, masks.advanced if masks is not None else ()))
         return True

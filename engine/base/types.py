@@ -8,11 +8,14 @@ Those that every step makes are hidden from the garbage collector (``gc=False``)
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from sgl.engine.base.ledger import StepNote
+
+if TYPE_CHECKING:
+    import ctypes
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
@@ -287,12 +290,21 @@ class StepResult(Protocol):
     def wait(self) -> list[RowOutput]: ...
 
 
-class HostLogits(NamedTuple):
-    """Logits in the memory of the host, float32 [L, width], and those of their rows that are meant."""
+UNSETTLED, LIMITED = -1, -2
+"""In place of a token: it hangs on a mask; or it is to be drawn from logits that are limited to what may come."""
 
-    address: int
-    width: int
+
+class HostDraws(NamedTuple):
+    """Choices of tokens in the memory of the host.
+
+    ``token_ids`` of all L draws are the likeliest ones, negative where the token is drawn at random, and are replaced;
+    ``logits`` are float32 [L, width] at that address, 0 if there are none; ``draws`` those that are meant.
+    """
+
+    token_ids: ctypes.Array[ctypes.c_int64]
     draws: Sequence[int]
+    logits: int = 0
+    width: int = 0
 
 
 class Masks(Protocol):
@@ -301,13 +313,17 @@ class Masks(Protocol):
     @property
     def rows(self) -> Collection[int]: ...
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
+    def settle(self, rows: Sequence[int], draws: HostDraws, /) -> int:
         """The rows' tokens, as far as no mask is needed: the likeliest if that may come, or the only one that may.
 
-        Where the likeliest token is at hand (-1 is none) this costs less than a mask; where the ``logits`` are, a
-        grammar may also find the likeliest of those that may come. -1 is no answer; after any other the row's grammar
-        has advanced, and the token must be the one that is reported.
+        Where the likeliest token is at hand this costs less than a mask; where the logits are, a grammar may also find
+        the likeliest of those that may come, or limit the logits that a token is drawn from. The row's grammar has
+        advanced over a token that is found, which must be the one that is reported; otherwise there is `UNSETTLED` or
+        `LIMITED` in its place. Returns how often.
         """
+
+    def advance(self, rows: Sequence[int], draws: HostDraws, /) -> None:
+        """Of the same rows, as many as were `LIMITED`, go on with the tokens that were drawn."""
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Masks of such rows: one bit per vocabulary entry, least significant bit first."""
@@ -316,7 +332,7 @@ class Masks(Protocol):
 class KnownMasks(msgspec.Struct, frozen=True):
     """`Masks` that were there before; whoever recorded them kept those that the sampled tokens hung on.
 
-    ``forced`` are, by row, the tokens that needed no mask: no other one may come, or the grammar chose it itself.
+    ``forced`` are, by row, tokens beside which no other one may come.
     """
 
     by_row: dict[int, bytes] = {}
@@ -326,8 +342,14 @@ class KnownMasks(msgspec.Struct, frozen=True):
     def rows(self) -> Collection[int]:
         return self.by_row.keys() | self.forced.keys()
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None, /) -> list[int]:
-        return [self.forced.get(row, -1) for row in rows]
+    def settle(self, rows: Sequence[int], draws: HostDraws, /) -> int:
+        settled = [self.forced.get(row, UNSETTLED) for row in rows]
+        for draw, token_id in zip(draws.draws, settled, strict=True):
+            draws.token_ids[draw] = token_id
+        return settled.count(UNSETTLED)
+
+    def advance(self, rows: Sequence[int], draws: HostDraws, /) -> None:
+        raise AssertionError("a known mask limits no logits")
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         return [self.by_row[row] if row in self.by_row else _only(self.forced[row]) for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
@@ -12,7 +12,9 @@ from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
 Standing = Literal[0, 1, 2]
 """What is known of an output without a mask: nothing, that nothing may follow, or that `forced` is worth asking."""
 
-OPEN, OVER, FORCED = get_args(Standing)
+OPEN: Standing = 0
+OVER: Standing = 1
+FORCED: Standing = 2
 
 
 class GrammarState(Protocol):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar, HostLogits
+from sgl.engine.base.types import Grammar, HostDraws
+from sgl.engine.core.grammar import Standing
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Matcher(Protocol):
     def finished(self) -> bool:
         """Whether nothing but the end may follow."""
 
+    def standing(self) -> Standing:
+        """What is known soonest of `finished` and `forced`."""
+
     def error(self) -> str | None:
         """Why there is no mask."""
 
@@ -71,15 +75,34 @@ class Backend(Protocol):
             SglError: 400; the library refuses the grammar.
         """
 
-    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        """Advances each over the likeliest token (-1: none) if its mask allows it, or over the only one that it allows.
+    def settle(self, matchers: Sequence[Matcher], draws: HostDraws) -> int:
+        """Advances each over the likeliest token if its mask allows it, or over the only one that it allows.
 
-        Returns the tokens; -1, and nothing has changed, where that would take a mask. A backend to whom masks come
-        cheap may go on with the likeliest token that its mask allows.
+        As `Masks.settle`: where that would take a mask nothing has changed, but for a backend to whom masks come cheap.
         """
 
-    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
-        """Writes a row for each matcher, the end alone after an error; without the GIL where the library can."""
+    def advance(self, matchers: Sequence[Matcher], draws: HostDraws) -> None:
+        """Goes on with the tokens that were drawn from logits which `settle` has limited."""
+
+    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> Collection[int]:
+        """Writes a row for each matcher, the end alone after an error; without the GIL where the library can.
+
+        Returns the rows that would take more work than is left to this call, and are to be asked for again.
+        """
+
+
+class Settling(Protocol):
+    def settle(self, likeliest: int, /) -> int:
+        """Advances over a token if the mask allows it, or over the only one that it allows; `UNSETTLED` if neither."""
+
+
+def settle_each(matchers: Sequence[Settling], draws: HostDraws) -> int:
+    """`Backend.settle` for libraries that are asked about one output at a time."""
+    tokens, left = draws.token_ids, 0
+    for matcher, draw in zip(matchers, draws.draws, strict=True):
+        tokens[draw] = matcher.settle(tokens[draw])
+        left += tokens[draw] < 0
+    return left
 
 
 def refusal(grammar: Grammar, reason: object) -> SglError:

@@ -2,7 +2,8 @@
 
 A grammar is tried out in a process that can be killed (`CompilerProcess`). What passes there is known to be cheap, so
 the engine then compiles it itself, on the same thread beside the loop and without the GIL: nothing that a client could
-influence is ever deserialized here, and no library has to be able to serialize.
+influence is ever deserialized here, and no library has to be able to serialize. There are as many threads as processes
+of a backend, so that a grammar which takes long keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Timer
+from functools import lru_cache, partial
+from threading import Lock, Timer
 from typing import TYPE_CHECKING, Literal, cast
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar, HostLogits
+from sgl.engine.base.types import Grammar, HostDraws
 from sgl.engine.core.grammar import GrammarState
 from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Options, open_backend
 from sgl.engine.grammar.limits import Limits
-from sgl.engine.grammar.process import CompilerProcess
+from sgl.engine.grammar.process import MAX_PROCESSES, CompilerPool, CompilerProcess
 from sgl.engine.grammar.source import check_at_a_glance
 from sgl.engine.grammar.state import ConstrainedState, Group, TokenSet, fill_masks
 from sgl.engine.grammar.vocabulary import Vocabulary
@@ -122,11 +123,15 @@ class Grammars:
         self._make_vocabulary = vocabulary
         self._vocabulary: Vocabulary | None = None
         self._backends: dict[BackendName, Backend] = {}
-        self._processes: dict[BackendName, CompilerProcess] = {}
+        self._locks: Mapping[BackendName, Lock] = {name: Lock() for name in _KINDS}  # of what libraries do here
+        self._vocabulary_lock = Lock()
+        self._pools: Mapping[BackendName, CompilerPool] = {
+            name: CompilerPool(partial(self._new_process, name)) for name in _KINDS
+        }
         self._kept: OrderedDict[Grammar, Future[_Ready]] = OrderedDict()
         self._group = Group(())
         self._ends = lru_cache(256)(self._token_set)
-        self._thread = ThreadPoolExecutor(1, "sgl-grammar")
+        self._threads = ThreadPoolExecutor(MAX_PROCESSES, "sgl-grammar")
         self._timer: Timer | None = None
         self._is_closed = False
 
@@ -139,22 +144,26 @@ class Grammars:
             self._timer = Timer(_QUIET_S, self._load_when_quiet, (num_steps,))
             self._timer.daemon = True
             self._timer.start()  # first: to start a thread waits for the GIL, which the other one holds at once
-            self._thread.submit(self._open_likeliest)
+            self._threads.submit(self._open_likeliest)
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> Ticket:
         future = self._kept.get(grammar)
         if future is None or future.cancelled():
-            future = self._kept[grammar] = self._thread.submit(self._compile, grammar)
+            future = self._kept[grammar] = self._threads.submit(self._compile, grammar)
         self._kept.move_to_end(grammar)
         self._forget()
         return Ticket(future, grammar.kind, lambda: self._ends(end_ids))
 
-    def settle(self, states: Sequence[GrammarState], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
+    def settle(self, states: Sequence[GrammarState], draws: HostDraws) -> int:
         if self._group.states != states:  # most steps are about the same requests
             self._group = Group(cast(Sequence[ConstrainedState], states))
-        return self._group.settle(likeliest, logits)
+        return self._group.settle(draws)
 
-    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError]:
+    def advance(self, states: Sequence[GrammarState], draws: HostDraws) -> None:
+        assert self._group.states == states, "what was limited is drawn before anything else is asked"
+        self._group.advance(draws)
+
+    def masks(self, states: Sequence[GrammarState]) -> list[bytes | SglError | None]:
         assert self._vocabulary is not None, "a state has come out of a vocabulary"
         return fill_masks(cast(Sequence[ConstrainedState], states), self._vocabulary)
 
@@ -164,10 +173,9 @@ class Grammars:
             self._timer.cancel()
         for future in self._kept.values():
             future.cancel()
-        for process in self._processes.values():
-            process.close()
-        self._thread.submit(self._reap)  # once nobody reads from the processes any more
-        self._thread.shutdown(wait=False)
+        for pool in self._pools.values():
+            pool.close()
+        self._threads.shutdown(wait=False)
 
     def _forget(self) -> None:
         """Drops the grammars that were not asked for longest, refused ones among them; keeps the last in any case."""
@@ -183,9 +191,9 @@ class Grammars:
             before = now
             time.sleep(_QUIET_S)
         if not self._is_closed:
-            self._thread.submit(self._load)
+            self._threads.submit(self._load)
 
-    # ---- on the thread beside the loop -------------------------------------------------------------------------------
+    # ---- on threads beside the loop ----------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Opens all backends that this choice may need, and has their processes do so."""
@@ -199,17 +207,13 @@ class Grammars:
             with suppress(SglError):  # a package that is not installed is missed when somebody needs it
                 self._backend(name)
                 if name != "native":
-                    self._process(name).start()
+                    self._pools[name].start()
 
     def _open_likeliest(self) -> None:
         """What regular expressions and JSON schemas need first."""
         for name in backends_for("regex", self._choice):
             with suppress(SglError):
                 self._backend(name)
-
-    def _reap(self) -> None:
-        for process in self._processes.values():
-            process.kill()
 
     def _compile(self, grammar: Grammar) -> _Ready:
         try:
@@ -236,33 +240,36 @@ class Grammars:
         """Nobody tries the automaton out: it grows with the source, and what it does for a token is limited."""
         backend = self._backend("native")
         if grammar.kind == "json_schema":
-            grammar = self._process(process).lower(grammar)
+            with self._pools[process].lend() as worker:
+                grammar = worker.lower(grammar)
         compiled = cast("NativeCompiled", backend.compile(grammar))
         return _Ready(backend, compiled, TokenSet.of((), self._loaded_vocabulary()), compiled.kept_bytes)
 
     def _compile_by(self, name: BackendName, grammar: Grammar) -> _Ready:
         vocabulary = self._loaded_vocabulary()
-        process = self._process(name)
-        process.start()
+        self._pools[name].start()
         backend = self._backend(name)
-        checked = process.check(grammar)
+        with self._pools[name].lend() as process:
+            checked = process.check(grammar)
         banned = set(vocabulary.special).difference(checked.special_ids) if grammar.kind == "structural_tag" else ()
-        return _Ready(backend, backend.compile(checked.grammar), TokenSet.of(banned, vocabulary))
+        with self._locks[name]:
+            compiled = backend.compile(checked.grammar)
+        return _Ready(backend, compiled, TokenSet.of(banned, vocabulary))
 
-    def _process(self, name: BackendName) -> CompilerProcess:
-        if name not in self._processes:
-            self._processes[name] = CompilerProcess(name, self._loaded_vocabulary(), self._options, self._limits)
-        return self._processes[name]
+    def _new_process(self, name: BackendName) -> CompilerProcess:
+        return CompilerProcess(name, self._loaded_vocabulary(), self._options, self._limits)
 
     def _backend(self, name: BackendName) -> Backend:
-        if name not in self._backends:
-            self._backends[name] = open_backend(name, self._loaded_vocabulary(), self._options)
-        return self._backends[name]
+        with self._locks[name]:
+            if name not in self._backends:
+                self._backends[name] = open_backend(name, self._loaded_vocabulary(), self._options)
+            return self._backends[name]
 
     def _loaded_vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            self._vocabulary = self._make_vocabulary()
-        return self._vocabulary
+        with self._vocabulary_lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._make_vocabulary()
+            return self._vocabulary
 
     def _token_set(self, token_ids: frozenset[int]) -> TokenSet:
         return TokenSet.of(token_ids, self._loaded_vocabulary())

@@ -1,4 +1,4 @@
-"""The engine's end of the grammar compiler's process: starts it when it is needed, kills it when it takes too long."""
+"""The engine's end of the grammar compiler's processes: starts them when they are needed, kills what takes too long."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Condition, Thread
 
 import sgl
 from sgl.engine.base import env
@@ -31,17 +33,90 @@ from sgl.engine.grammar.protocol import (
 )
 from sgl.engine.grammar.vocabulary import Vocabulary
 
+MAX_PROCESSES = 3
+"""Of one backend: two grammars that take all the time they may keep nobody else waiting."""
+
 _LOAD_TIMEOUT_S = 120.0
+_PATIENCE_S = 0.1
+"""How long a grammar waits for the one before it; most take less, and another process takes longer to start."""
+
+_LOOK_S = 0.01
+
+
+class CompilerPool:
+    """The processes of one backend: one, and others while that one is busy with something that takes long."""
+
+    def __init__(self, make: Callable[[], CompilerProcess]) -> None:
+        self._make = make
+        self._changed = Condition()
+        self._all: list[CompilerProcess] = []
+        self._idle: list[CompilerProcess] = []  # those that still load among them
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Has a first process load its library; does not wait for that."""
+        with self._changed:
+            if not self._all:
+                self._add()
+
+    @contextmanager
+    def lend(self) -> Iterator[CompilerProcess]:
+        """The first process that is ready.
+
+        Raises:
+            SglError: none can be had, or the engine is shutting down.
+        """
+        process = self._take()
+        try:
+            yield process
+        finally:
+            with self._changed:
+                if self._is_closed:
+                    process.kill()
+                self._idle.append(process)
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Ends all processes for good; whoever waits for one gets an error."""
+        with self._changed:
+            self._is_closed = True
+            for process in self._all:
+                process.close()
+            for process in self._idle:
+                process.kill()
+            self._changed.notify_all()
+
+    def _take(self) -> CompilerProcess:
+        begin_s = time.monotonic()
+        with self._changed:
+            while not self._is_closed:
+                for process in reversed(self._idle):  # the one before last knows least
+                    if process.is_ready():
+                        self._idle.remove(process)
+                        return process
+                waited_s = time.monotonic() - begin_s
+                is_short = not self._idle and len(self._all) < MAX_PROCESSES
+                if not self._all or (is_short and waited_s > _PATIENCE_S):
+                    self._add()
+                self._changed.wait(_LOOK_S)
+        raise SglError("The engine is shutting down.", code="shutdown", status=503)
+
+    def _add(self) -> None:
+        process = self._make()
+        process.start()
+        self._all.append(process)
+        self._idle.append(process)
 
 
 class CompilerProcess:
-    """One compiler with one backend; `check` belongs to one thread, `close` may be called from any."""
+    """One compiler with one backend; `close` may be called from any thread, the others from one at a time."""
 
     def __init__(self, backend: BackendName, vocabulary: Vocabulary, options: Options, limits: Limits) -> None:
         self._backend, self._vocabulary, self._options, self._limits = backend, vocabulary, options, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._is_loaded = False
         self._is_closed = False
+        self._started_s = 0.0
 
     def start(self) -> None:
         """Starts the process if there is none, and lets it load its library; does not wait for that."""
@@ -58,17 +133,35 @@ class CompilerProcess:
             start_new_session=True,
             env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
-        self._is_loaded = False
+        self._started_s = time.monotonic()
         vocabulary = self._vocabulary
-        self._send(
-            Load(
-                self._backend,
-                vocabulary.pieces,
-                dict(vocabulary.special),
-                self._options.whitespace,
-                self._limits.memory_bytes,
-            )
+        load = Load(
+            self._backend,
+            vocabulary.pieces,
+            dict(vocabulary.special),
+            self._options.whitespace,
+            self._limits.memory_bytes,
         )
+        Thread(target=self._send, args=(load,), daemon=True).start()  # more than a pipe holds
+
+    def is_ready(self) -> bool:
+        """Whether its library is loaded; starts it again if it has ended.
+
+        Raises:
+            SglError: the library cannot be loaded.
+        """
+        self.start()
+        if self._is_loaded:
+            return True
+        is_late = time.monotonic() - self._started_s > _LOAD_TIMEOUT_S
+        if not (is_late or self._has_news()):
+            return False
+        reply = None if is_late else self._receive(self._limits.compile_s)
+        if not isinstance(reply, Loaded):
+            self.kill()
+            raise _error_of(reply) or SglError("The grammar compiler does not start.", status=500)
+        self._is_loaded = True
+        return True
 
     def check(self, grammar: Grammar) -> Checked:
         """What to compile, which is known to be cheap.
@@ -87,12 +180,8 @@ class CompilerProcess:
         return self._ask(Lower(grammar), grammar.kind).grammar
 
     def _ask(self, request: Check | Lower, kind: str) -> Checked:
-        if not self._is_loaded:
-            self.start()
-            if not isinstance(reply := self._receive(_LOAD_TIMEOUT_S), Loaded):
-                self.kill()
-                raise _error_of(reply) or SglError("The grammar compiler does not start.", status=500)
-            self._is_loaded = True
+        while not self.is_ready():
+            time.sleep(_LOOK_S)
         self._send(request)
         reply = self._receive(self._limits.compile_s)
         if isinstance(reply, Checked):
@@ -102,6 +191,7 @@ class CompilerProcess:
             refused.param = refused.param or kind
             raise refused
         self.kill()
+        self.start()  # its library loads while nobody waits for it
         message = f"The {kind} takes more than {self._limits.compile_s:g} s or too much memory to compile."
         raise SglError(message, code="grammar_too_complex", param=kind)
 
@@ -124,10 +214,16 @@ class CompilerProcess:
             process.kill()
 
     def _send(self, message: Request) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with suppress(OSError):  # it has died; then there will be no answer
-                self._process.stdin.write(frame_of(message))
-                self._process.stdin.flush()
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with suppress(OSError, ValueError):  # it has died or was killed; then there will be no answer
+                process.stdin.write(frame_of(message))
+                process.stdin.flush()
+
+    def _has_news(self) -> bool:
+        """Whether an answer has begun to come, or the process has died."""
+        process = self._process
+        return process is None or process.stdout is None or bool(select.select([process.stdout], [], [], 0)[0])
 
     def _receive(self, timeout_s: float) -> Reply | None:
         """The answer; None if none comes in time or the process has died."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import HostLogits
+from sgl.engine.base.types import LIMITED, UNSETTLED, HostDraws
+from sgl.engine.core.grammar import Standing
 from sgl.engine.grammar.backend import Backend, Matcher
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 Bits = NDArray[np.uint8]
+Answer: TypeAlias = bytes | SglError | None
+"""A mask, why there is none, or that it is to be asked for again in another step."""
 
 
 class ConstrainedState:
@@ -24,7 +28,7 @@ class ConstrainedState:
         banned: tokens that must not come although their text would fit.
     """
 
-    __slots__ = ("backend", "banned", "ends", "forced", "is_ahead", "kind", "matcher", "terminated", "unclear")
+    __slots__ = ("_standing", "backend", "banned", "ends", "forced", "is_ahead", "kind", "matcher", "unclear")
 
     def __init__(self, backend: Backend, matcher: Matcher, kind: str, ends: TokenSet, banned: TokenSet) -> None:
         self.backend = backend
@@ -34,14 +38,14 @@ class ConstrainedState:
         self.banned = banned
         self.unclear = banned.ids if backend.settles_ends else ends.ids | banned.ids
         self.is_ahead = False  # of what has been accepted, by the token that was settled
-        # The matcher's own: these are called for every token.
-        self.forced = matcher.forced
-        self.terminated = matcher.finished
+        self.forced, self._standing = matcher.forced, matcher.standing  # this one is called for every token
 
-    def accept(self, token_id: int) -> None:
-        if not self.is_ahead:
+    def accept(self, token_id: int) -> Standing:
+        if self.is_ahead:
+            self.is_ahead = False
+        else:
             self.matcher.accept(token_id)
-        self.is_ahead = False
+        return self._standing()
 
 
 @dataclass(frozen=True)
@@ -70,52 +74,66 @@ class Group:
             for backend in {state.backend for state in states}
         }
         self._matchers = {backend: [states[row].matcher for row in rows] for backend, rows in self._rows.items()}
+        self._limited: list[ConstrainedState] = []
         self._has_unclear = any(state.unclear for state in states)
 
-    def settle(self, likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        """The tokens that come next, as far as the backends tell; -1 where they do not."""
+    def settle(self, draws: HostDraws) -> int:
+        """Finds the tokens that come next, as far as the backends tell (see `Masks`)."""
+        tokens = draws.token_ids
         if self._has_unclear:
-            pairs = zip(likeliest, self.states, strict=True)
-            likeliest = [-1 if token_id in state.unclear else token_id for token_id, state in pairs]
+            for state, draw in zip(self.states, draws.draws, strict=True):
+                if tokens[draw] in state.unclear:
+                    tokens[draw] = UNSETTLED
+        left = sum([backend.settle(matchers, part) for backend, matchers, part in self._parts(draws)])
+        if not left:
+            for state in self.states:
+                state.is_ahead = True
+            return 0
+        self._limited = []
+        for state, draw in zip(self.states, draws.draws, strict=True):
+            state.is_ahead = tokens[draw] >= 0
+            if tokens[draw] == LIMITED:
+                self._limited.append(state)
+        return left
+
+    def advance(self, draws: HostDraws) -> None:
+        """Goes on with the tokens that were drawn since from what has been limited."""
+        for backend, matchers, part in self._parts(draws):
+            backend.advance(matchers, part)
+        for state in self._limited:
+            state.is_ahead = True
+
+    def _parts(self, draws: HostDraws) -> Iterable[tuple[Backend, list[Matcher], HostDraws]]:
         if len(self._rows) == 1:
-            ((backend, matchers),) = self._matchers.items()
-            settled = backend.settle(matchers, likeliest, logits)
-        else:
-            settled = self._settle_parts(likeliest, logits)
-        for state, token_id in zip(self.states, settled, strict=True):
-            state.is_ahead = token_id >= 0
-        return settled
-
-    def _settle_parts(self, likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        settled = [-1] * len(self.states)
-        for backend, rows in self._rows.items():
-            part = logits and logits._replace(draws=[logits.draws[row] for row in rows])
-            found = backend.settle(self._matchers[backend], [likeliest[row] for row in rows], part)
-            for row, token_id in zip(rows, found, strict=True):
-                settled[row] = token_id
-        return settled
+            return [(backend, matchers, draws) for backend, matchers in self._matchers.items()]
+        return [
+            (backend, self._matchers[backend], draws._replace(draws=[draws.draws[row] for row in rows]))
+            for backend, rows in self._rows.items()
+        ]
 
 
-def fill_masks(states: Sequence[ConstrainedState], vocabulary: Vocabulary) -> list[bytes | SglError]:
-    """What may follow in each state, by token of the model; or why none can."""
+def fill_masks(states: Sequence[ConstrainedState], vocabulary: Vocabulary) -> list[Answer]:
+    """What may follow in each state, by token of the model; or why there is no mask."""
     masks = np.zeros((len(states), vocabulary.mask_words), np.int32)
     backends = {state.backend for state in states}
+    deferred: set[int] = set()
     for backend in backends:
         if len(backends) == 1:
-            backend.fill([state.matcher for state in states], masks)
+            deferred.update(backend.fill([state.matcher for state in states], masks))
         else:
             rows = [row for row, state in enumerate(states) if state.backend is backend]
             part = np.zeros((len(rows), vocabulary.mask_words), np.int32)
-            backend.fill([states[row].matcher for row in rows], part)
+            deferred.update(rows[index] for index in backend.fill([states[row].matcher for row in rows], part))
             masks[rows] = part
-    return _finished(states, masks.view(np.uint8), vocabulary.end_id)
+    found = _finished(states, masks.view(np.uint8), vocabulary.end_id)
+    return [None if row in deferred else answer for row, answer in enumerate(found)] if deferred else found
 
 
-def _finished(states: Sequence[ConstrainedState], masks: Bits, end_id: int) -> list[bytes | SglError]:
+def _finished(states: Sequence[ConstrainedState], masks: Bits, end_id: int) -> list[Answer]:
     """The libraries' masks, with the tokens that end each output in place of the libraries' own."""
     place, bit = end_id >> 3, 1 << (end_id & 7)
     text, width = masks.tobytes(), masks.shape[1]
-    found: list[bytes | SglError] = []
+    found: list[Answer] = []
     for row, state in enumerate(states):
         mask = text[row * width : (row + 1) * width]
         may_end = mask[place] & bit

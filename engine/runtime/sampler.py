@@ -7,6 +7,7 @@ then top-k, top-p and min-p, all three judged on that one distribution.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgl.engine.base.processors import LogitContext
-from sgl.engine.base.types import HostLogits, Masks
+from sgl.engine.base.types import UNSETTLED, HostDraws, Masks
 from sgl.engine.runtime.batch import Draws
 from sgl.engine.runtime.logprobs import MAX_ELEMENTS, Scores, read_scores
 from sgl.engine.runtime.slots import Feature, SlotTable
@@ -49,7 +50,7 @@ class Samples:
     """The outcome of L draws, on the device."""
 
     token_ids: Tensor  # int64 [L]
-    peaks: Tensor  # float32 [L], the largest adjusted logit; not finite where no token could be chosen
+    peaks: Tensor  # float32 [L], the largest adjusted logit; finite just where a token could be chosen
     scored: tuple[int, ...]  # the draws whose logprobs are wanted
     scores: tuple[Scores, ...]  # of those, in order
     failures: Mapping[int, str]  # by draw: its logit processor broke down
@@ -136,22 +137,49 @@ class Sampler:
             self._mask(logits, draws, constrained, masks)
         token_ids, peaks = self._ops.argmax(logits)
         if constrained and self._has_tokens:
-            unclear = _settle(logits, token_ids, draws, constrained, sampled, masks)
-            if sampled:
-                settled = set(constrained).difference(unclear)
-                sampled = [draw for draw in sampled if draw not in settled]
-            if unclear:
-                self._mask(logits, draws, unclear, masks)
-                places, peaks = self._ops.argmax(logits)
-                token_ids[unclear] = places[unclear]
-        for part in _blocks(sampled, logits, self._draw_elements):
-            index = self._index(part, draws)
-            token_ids[index] = self._draw(logits[index], draws.take(part, index))
+            self._choose_with_grammars(logits, token_ids, peaks, draws, masks, constrained, sampled)
+        else:
+            self._draw(logits, token_ids, draws, sampled)
         return token_ids, peaks
 
-    def _draw(self, logits: Tensor, draws: Draws) -> Tensor:
-        streams = self._table.integers["stream"][draws.slots]
-        return self._ops.draw(logits, self.filters(draws), streams, self._ordinals(draws))
+    def _choose_with_grammars(
+        self,
+        logits: Tensor,
+        token_ids: Tensor,
+        peaks: Tensor,
+        draws: Draws,
+        masks: Masks,
+        constrained: Sequence[int],
+        sampled: Sequence[int],
+    ) -> None:
+        """Asks grammars about the likeliest tokens, and for masks only where that does not do.
+
+        Where a grammar limits logits in place a finite one is left, so ``peaks`` go on telling what they shall.
+        """
+        assert token_ids.is_contiguous() and logits.is_contiguous()
+        chosen = (ctypes.c_int64 * len(draws)).from_address(token_ids.data_ptr())
+        for draw in sampled:
+            chosen[draw] = UNSETTLED
+        rows = [draws.rows[draw] for draw in constrained]
+        host = HostDraws(chosen, constrained, logits.data_ptr(), logits.shape[1])
+        left = masks.settle(rows, host)
+        sampled = [draw for draw in sampled if chosen[draw] < 0]
+        unclear = [draw for draw in constrained if chosen[draw] == UNSETTLED] if left else []
+        is_limited = left > len(unclear)
+        if unclear:
+            self._mask(logits, draws, unclear, masks)
+            index = self._index(unclear, draws)
+            token_ids[index], peaks[index] = self._ops.argmax(logits[index])
+        self._draw(logits, token_ids, draws, sampled)
+        if is_limited:
+            masks.advance(rows, host)
+
+    def _draw(self, logits: Tensor, token_ids: Tensor, draws: Draws, sampled: Sequence[int]) -> None:
+        for part in _blocks(sampled, logits, self._draw_elements):
+            index = self._index(part, draws)
+            some = draws.take(part, index)
+            streams = self._table.integers["stream"][some.slots]
+            token_ids[index] = self._ops.draw(logits[index], self.filters(some), streams, self._ordinals(some))
 
     def _edit(self, logits: Tensor, draws: Draws) -> None:
         users = draws.using("edits", self._table)
@@ -225,26 +253,6 @@ class Sampler:
     def _index(self, part: Sequence[int], draws: Draws) -> Tensor | slice:
         """``part`` as an index that copies nothing if that is all draws."""
         return slice(None) if len(part) == len(draws) else self._upload(np.array(part))
-
-
-def _settle(
-    logits: Tensor, token_ids: Tensor, draws: Draws, constrained: Sequence[int], sampled: Sequence[int], masks: Masks
-) -> list[int]:
-    """Writes the tokens that need no mask; returns the draws that do, with a little luck only those at random."""
-    chosen = token_ids.numpy()
-    likeliest = chosen.tolist()
-    for draw in sampled:
-        likeliest[draw] = -1
-    rows: Sequence[int] = draws.rows
-    if len(constrained) < len(likeliest):
-        rows, likeliest = [rows[draw] for draw in constrained], [likeliest[draw] for draw in constrained]
-    settled = masks.settle(rows, likeliest, HostLogits(logits.data_ptr(), logits.shape[1], constrained))
-    if settled == likeliest and not sampled:
-        return []
-    for draw, token_id in zip(constrained, settled, strict=True):
-        if token_id >= 0:
-            chosen[draw] = token_id
-    return [draw for draw, token_id in zip(constrained, settled, strict=True) if token_id < 0]
 
 
 def _stacked(masks: Sequence[bytes], vocab_size: int) -> NDArray[np.uint8]:

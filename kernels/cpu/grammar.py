@@ -6,6 +6,7 @@ import ctypes
 import functools
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from sgl.engine.base.device import detect_isa
 from sgl.kernels.cpu import native
@@ -31,8 +32,9 @@ _SIGNATURES: dict[str, tuple[type | None, Sequence[type]]] = {
     "sgl_matcher_flags": (_INT, (_POINTER,)),
     "sgl_matcher_accept": (_INT, (_POINTER, ctypes.c_int32)),
     "sgl_matcher_forced": (_LONG, (_POINTER, _POINTER, _LONG)),
-    "sgl_matchers_settle": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
-    "sgl_matchers_fill": (None, (_POINTER, _LONG, _POINTER)),
+    "sgl_matchers_settle": (_LONG, (_POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _POINTER)),
+    "sgl_matchers_advance": (None, (_POINTER, _LONG, _POINTER, _POINTER, _POINTER)),
+    "sgl_matchers_fill": (None, (_POINTER, _LONG, _POINTER, _POINTER)),
 }
 
 
@@ -48,14 +50,18 @@ def missing() -> str:
     return ""
 
 
+def build(isa: str) -> Path:
+    """As `native.build`."""
+    return native.build(_WIDEST.get(isa, isa), "grammar", SOURCES, HEADERS)
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """
     Raises:
         OSError, subprocess.SubprocessError: it cannot be built or loaded.
     """
-    isa = detect_isa()
-    found = ctypes.CDLL(str(native.build(_WIDEST.get(isa, isa), "grammar", SOURCES, HEADERS)))
+    found = ctypes.CDLL(str(build(detect_isa())))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, result

@@ -77,15 +77,50 @@ static int64_t best_of(const float* scores, const uint32_t* mask, int64_t count,
   return std::isfinite(best) ? found : -1;
 }
 
-// The token that comes next: the likeliest if it may, else the likeliest of those that may. -1, and nothing has
-// happened, if there is none, or if it is to be drawn at random (the likeliest is -1) and several may come.
-int64_t Matcher::settle(int64_t likeliest, const float* scores, int64_t width) {
+// Forbids the scores that a mask of `count` bits does not allow, and all behind them; whether a finite one is left.
+static bool limit(float* scores, const uint32_t* mask, int64_t count, int64_t width) {
+  const float forbidden = -INFINITY;
+  i32x16 own{}, finite{};
+  for (int lane = 0; lane < kLanes; ++lane) own[lane] = 1 << lane;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    int32_t bits = int32_t(mask[i / 32] >> i % 32 & 0xffff);
+    f32x16 value = splat(forbidden);
+    if (bits) value = select((own & bits) > 0, load(scores + i), value);
+    finite = finite | ((value > splat(forbidden)) & (value < splat(INFINITY)));
+    store(scores + i, value);
+  }
+  bool found = sum_lanes(finite) != 0;
+  for (; i < width; ++i) {
+    if (i >= count || !(mask[i / 32] >> i % 32 & 1)) scores[i] = forbidden;
+    found |= std::isfinite(scores[i]);
+  }
+  return found;
+}
+
+// The scores of the ends are the only ones beside those of the mask.
+bool Matcher::limit_to_mask(float* scores, int64_t width) {
+  std::vector<std::pair<int32_t, float>> kept;
+  if (may_end())
+    for (int32_t end : ends)
+      if (end < width) kept.push_back({end, scores[end]});
+  const uint32_t* mask = automaton.mask(set);
+  is_drawn = limit(scores, mask, std::min<int64_t>(width, automaton.vocabulary().size()), width);
+  for (auto [end, score] : kept) {
+    scores[end] = score;
+    is_drawn |= std::isfinite(score);
+  }
+  return is_drawn;
+}
+
+// The token that comes next: the likeliest if it may, else the likeliest of those that may. kUnsettled if there is none.
+// Of one that is to be drawn at random (the likeliest is negative) the scores are limited to those that may come.
+int64_t Matcher::settle(int64_t likeliest, float* scores, int64_t width) {
   int32_t only = automaton.forced(set);
   if (only >= 0) return advance(only), only;
-  if (likeliest < 0) return -1;
-  if (advance(int32_t(likeliest))) return likeliest;
-  if (may_end() && is_end(int32_t(likeliest))) return likeliest;
-  if (!scores) return -1;
+  if (likeliest < 0) return scores && limit_to_mask(scores, width) ? kLimited : kUnsettled;
+  if (goes_on_with(int32_t(likeliest))) return likeliest;
+  if (!scores) return kUnsettled;
   float best;
   int64_t found = best_of(scores, automaton.mask(set), std::min<int64_t>(width, automaton.vocabulary().size()), best);
   bool is_over = false;
@@ -99,7 +134,7 @@ int64_t Matcher::settle(int64_t likeliest, const float* scores, int64_t width) {
 }
 
 // A mask that allows nothing, not even the end, is a failure too: the vocabulary has no token for what must come.
-static void write(Matcher& matcher, Budget& budget, uint32_t* mask) {
+static uint8_t write(Matcher& matcher, Budget& budget, uint32_t* mask) {
   const Vocabulary& vocabulary = matcher.automaton.vocabulary();
   auto allow = [&](int32_t token) { mask[token >> 5] |= 1u << (token & 31); };
   uint8_t flags = matcher.act(budget, [&] {
@@ -113,10 +148,17 @@ static void write(Matcher& matcher, Budget& budget, uint32_t* mask) {
       allow(only);
     }
   });
-  if (flags & kFailed) {
-    std::memset(mask, 0, size_t(vocabulary.words) * 4);
-    allow(vocabulary.size());
-  }
+  if (flags & (kFailed | kDeferred)) std::memset(mask, 0, size_t(vocabulary.words) * 4);
+  if (flags & kFailed) allow(vocabulary.size());
+  return flags;
+}
+
+// Every text comes first now and then, when all the work is there.
+template <typename Action>
+static void each(Matcher** matchers, int64_t count, Action action) {
+  if (!count) return;
+  int64_t first = matchers[0]->automaton.vocabulary().turn++ % count;
+  for (int64_t k = 0; k < count; ++k) action((first + k) % count);
 }
 
 // Follows a grammar for a while, always by the token in the middle of those that may come.
@@ -239,29 +281,47 @@ int64_t sgl_matcher_forced(Matcher* matcher, int32_t* tokens, int64_t room) {
   return count;
 }
 
-// Settles the next tokens of texts, whose likeliest ones are given (-1: drawn at random). `scores` are null, or rows of
-// `width` of which text i has number rows[i].
-void sgl_matchers_settle(Matcher** matchers, int64_t count, int64_t* tokens, const float* scores, int64_t width,
-                         const int64_t* rows, uint8_t* flags) {
+// Settles the next tokens of texts: text i is about tokens[draws[i]], the likeliest (negative: drawn at random), and the
+// `width` scores of that number, if there are scores. Returns how many are unsettled or drawn (see Matcher::settle).
+int64_t sgl_matchers_settle(Matcher** matchers, int64_t count, const int64_t* draws, int64_t* tokens, float* scores,
+                            int64_t width, uint8_t* flags) {
   for (int64_t i = 0; i < count; ++i) __builtin_prefetch(matchers[i]);
   for (int64_t i = 0; i < count; ++i) {
     matchers[i]->automaton.fetch(matchers[i]->set);
-    if (tokens[i] >= 0) matchers[i]->automaton.vocabulary().fetch(tokens[i]);
+    if (tokens[draws[i]] >= 0) matchers[i]->automaton.vocabulary().fetch(tokens[draws[i]]);
   }
   Budget budget;
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t likeliest = tokens[i];
-    tokens[i] = -1;
+  int64_t left = 0;
+  each(matchers, count, [&](int64_t i) {
+    int64_t draw = draws[i], likeliest = tokens[draw];
+    tokens[draw] = kUnsettled;
+    matchers[i]->is_drawn = false;
     flags[i] = matchers[i]->act(budget, [&] {
-      tokens[i] = matchers[i]->settle(likeliest, scores ? scores + rows[i] * width : nullptr, width);
+      tokens[draw] = matchers[i]->settle(likeliest, scores ? scores + draw * width : nullptr, width);
     });
+    left += tokens[draw] < 0;
+  });
+  return left;
+}
+
+// Goes on with the tokens that were drawn from limited scores; nothing happens to other texts.
+void sgl_matchers_advance(Matcher** matchers, int64_t count, const int64_t* draws, const int64_t* tokens,
+                          uint8_t* flags) {
+  for (int64_t i = 0; i < count; ++i) {
+    Budget budget;  // its own: what is allowed is known, so this takes next to nothing
+    Matcher& matcher = *matchers[i];
+    flags[i] = matcher.act(budget, [&] {
+      if (matcher.is_drawn && !matcher.goes_on_with(int32_t(tokens[draws[i]]))) matcher.has_failed = true;
+    });
+    matcher.is_drawn = false;
   }
 }
 
-// Writes masks [count, words]; of a text that failed, only the bit of the end.
-void sgl_matchers_fill(Matcher** matchers, int64_t count, uint32_t* masks) {
+// Writes masks [count, words]; of a text that failed, only the bit of the end; of one that is deferred none.
+void sgl_matchers_fill(Matcher** matchers, int64_t count, uint32_t* masks, uint8_t* flags) {
   Budget budget;
-  for (int64_t i = 0; i < count; ++i)
-    write(*matchers[i], budget, masks + i * matchers[i]->automaton.vocabulary().words);
+  each(matchers, count, [&](int64_t i) {
+    flags[i] = write(*matchers[i], budget, masks + i * matchers[i]->automaton.vocabulary().words);
+  });
 }
 }

@@ -14,16 +14,17 @@
 namespace sgl::grammar {
 
 constexpr int32_t kUnknown = -1, kNone = -2;
-// Steps of the search for what follows, of 3 to 17 ns. All texts of a call have kMaxWork in common, but each may take
-// kOwnWork in any case, which ordinary grammars never need: only costly ones fail for what came before them. Only what
-// is found out costs work, and what was found before work ran out is kept: the more is known of a grammar, the less can
-// fail, until it forgets. What may follow never depends on it, only whether there is an answer.
-constexpr int64_t kMaxWork = 1'000'000, kOwnWork = 1 << 17;
+constexpr int64_t kUnsettled = -1, kLimited = -2;  // in place of a token
+// Steps of the search for what follows, of 3 to 28 ns. All texts of a call have kMaxWork in common, beside kOwnWork of
+// each. Where that runs out a text is asked about again in a later call, unless it had most of the work for itself: then
+// it fails. Only what is found out costs work, and what was found before work ran out is kept. What may follow never
+// depends on it, only when there is an answer.
+constexpr int64_t kMaxWork = 1 << 19, kOwnWork = 1 << 12;
 constexpr int64_t kUsualWork = 256;       // of a question to the tokenizer
 constexpr int64_t kNodesAStep = 16;       // of the tree of tokens
 constexpr int64_t kMaxKept = 16 << 20;    // bytes that a grammar keeps of what it has found out, from call to call
 constexpr size_t kMaxForced = 256;        // bytes of forced text that are looked at together
-constexpr uint8_t kOver = 1, kForced = 2, kFailed = 4;
+constexpr uint8_t kOver = 1, kForced = 2, kFailed = 4, kDeferred = 8;
 
 struct Overworked {};
 
@@ -79,12 +80,16 @@ class Automaton {
   const Set& set(int32_t number) const { return sets_[number]; }
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  // Begins with a text: what follows must not need more work than there is. Forgets everything if there is too much.
+  // Begins with a text: what follows must not need more work than there is, of which it may have most or what others
+  // left. Forgets everything if there is too much.
   void open(Budget& budget) {
+    had_most_ = budget.left > kMaxWork / 2;
     budget.left = std::max(budget.left, kOwnWork);
     budget_ = &budget;
     if (found_bytes() > max_found_) forget();
   }
+
+  bool had_most() const { return had_most_; }
 
   // Between two steps of a model all of this has left the caches.
   void fetch(int32_t set) const {
@@ -310,6 +315,7 @@ class Automaton {
   const Nfa nfa_;
   const int32_t num_classes_;
   Budget* budget_ = nullptr;  // of the call that holds the lock
+  bool had_most_ = true;      // of the work when it began
   int64_t max_found_ = kMaxKept;
   int32_t start_ = kNone;
   std::vector<Set> sets_;
@@ -325,8 +331,9 @@ struct Matcher {
   const std::shared_ptr<Automaton> owner;
   Automaton& automaton;
   std::vector<int32_t> ends;  // tokens that end the text where it is complete
-  int32_t set;        // of no meaning once it has failed
+  int32_t set;            // of no meaning once it has failed
   bool has_failed;
+  bool is_drawn = false;  // from scores that were limited to what may come
 
   Matcher(std::shared_ptr<Automaton> of, const int32_t* ends, int64_t num_ends)
       : owner(std::move(of)), automaton(*owner), ends(ends, ends + num_ends) {
@@ -351,14 +358,22 @@ struct Matcher {
     return true;
   }
 
+  // As `advance`; an end that may come changes nothing.
+  bool goes_on_with(int32_t token) { return advance(token) || (may_end() && is_end(token)); }
+
   uint8_t flags() {
     if (has_failed) return kFailed;
     const Automaton::Set& own = automaton.set(set);
     if (own.may_end && !own.has_next) return kOver;
-    return automaton.forced(set) >= 0 ? kForced : 0;
+    try {
+      return automaton.forced(set) >= 0 ? kForced : 0;
+    } catch (const Overworked&) {
+      return 0;  // not known yet: whoever needs it asks again
+    }
   }
 
-  // Does something to the text; if it takes too much work or memory, the text cannot be followed any further.
+  // Does something to the text, all of it or nothing; if it takes too much work or memory, the text cannot be followed
+  // any further.
   template <typename Action>
   uint8_t act(Budget& budget, Action action) {
     std::lock_guard<std::recursive_mutex> lock(automaton.mutex);
@@ -367,13 +382,15 @@ struct Matcher {
       if (!has_failed) action();
       return flags();
     } catch (const Overworked&) {
+      if (!automaton.had_most()) return kDeferred;
     } catch (const std::bad_alloc&) {
     }
     has_failed = true;
     return kFailed;
   }
 
-  int64_t settle(int64_t likeliest, const float* scores, int64_t width);
+  int64_t settle(int64_t likeliest, float* scores, int64_t width);
+  bool limit_to_mask(float* scores, int64_t width);
 };
 
 }  // namespace sgl::grammar

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct Vocabulary {
   int64_t words;                // of a mask, the bit of the end behind those of the tokens included
   Classes classes;
   Usual usual;
+  mutable std::atomic<uint32_t> turn{0};  // whose it is to be asked first
 
   int32_t size() const { return int32_t(begins.size()) - 1; }
   const uint8_t* text(int32_t token) const { return (const uint8_t*)bytes.data() + begins[token]; }

@@ -13,7 +13,7 @@ from sgl.engine.base.types import (
     Add,
     FinishReason,
     Grammar,
-    HostLogits,
+    HostDraws,
     Inbound,
     Masks,
     Outbound,
@@ -23,6 +23,7 @@ from sgl.engine.base.types import (
     StepPlan,
     Wants,
 )
+from sgl.engine.core.grammar import FORCED, OVER, Standing
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from sgl.engine.core.sim import SimExecutor, SimModel, SimResult
 from sgl.engine.loop import EngineLoop
@@ -75,14 +76,16 @@ class ModuloGrammar:
             self._settled = likeliest if likeliest in expected else expected[0]
         return -1 if self._settled is None else self._settled
 
-    def accept(self, token_id: int) -> None:
+    def accept(self, token_id: int) -> Standing:
         assert self._settled in (None, token_id), "another token was generated than the one that was settled"
         assert token_id in self._expected(), "a masked token was generated"
         self._position += 1
         self._settled = None
+        return OVER if self._position >= self._length else FORCED
 
-    def terminated(self) -> bool:
-        return self._position >= self._length
+    @property
+    def is_ahead(self) -> bool:
+        return self._settled is not None
 
 
 class ModuloTicket:
@@ -101,10 +104,14 @@ class ModuloTicket:
 
 
 class ModuloGrammars:
-    """Compiles ``period/length``, ``period/length/num_forced/delay``, or refuses ``!delay``."""
+    """Compiles ``period/length``, ``period/length/num_forced/delay``, or refuses ``!delay``.
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    Args:
+        deferral: how often, of all times, there is no time for a mask.
+    """
+
+    def __init__(self, vocab_size: int, deferral: float = 0.0, seed: int = 0) -> None:
+        self._vocab_size, self._deferral, self._rng = vocab_size, deferral, random.Random(seed)
         self.is_closed = False
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int] = frozenset()) -> ModuloTicket:
@@ -113,11 +120,16 @@ class ModuloGrammars:
         period, length, num_forced, delay = [*map(int, grammar.source.split("/")), 0, 0][:4]
         return ModuloTicket(ModuloGrammar(period, length, self._vocab_size, num_forced), delay)
 
-    def settle(self, states: Sequence[ModuloGrammar], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        return [state.settle(token_id) for state, token_id in zip(states, likeliest, strict=True)]
+    def settle(self, states: Sequence[ModuloGrammar], draws: HostDraws) -> int:
+        for state, draw in zip(states, draws.draws, strict=True):
+            draws.token_ids[draw] = state.settle(draws.token_ids[draw])
+        return sum(draws.token_ids[draw] < 0 for draw in draws.draws)
 
-    def masks(self, states: Sequence[ModuloGrammar]) -> list[bytes | SglError]:
-        return [state.mask() for state in states]
+    def advance(self, states: Sequence[ModuloGrammar], draws: HostDraws) -> None:
+        raise AssertionError("no logits have been limited")
+
+    def masks(self, states: Sequence[ModuloGrammar]) -> list[bytes | SglError | None]:
+        return [None if self._rng.random() < self._deferral else state.mask() for state in states]
 
     def close(self) -> None:
         self.is_closed = True
@@ -143,10 +155,8 @@ def alone(model: SimModel, request: Request) -> tuple[list[int], FinishReason]:
         state = model.absorb(state, token_id)
         if token_id in stops and len(tokens) > params.min_new_tokens:
             return tokens, FinishReason(kind="stop", matched=token_id)
-        if grammar is not None:
-            grammar.accept(token_id)
-            if grammar.terminated():
-                return tokens, FinishReason(kind="stop")
+        if grammar is not None and grammar.accept(token_id) == OVER:
+            return tokens, FinishReason(kind="stop")
     return tokens, FinishReason(kind="length")
 
 
@@ -281,7 +291,7 @@ def random_run(seed: int, starvation: float = 0.0) -> int:
     script = Script(messages)
     executor = SimExecutor(model, page_size, config.max_draft)
     starved = Starved(executor, random.Random(seed), starvation, page_size if split_prompts else max_len)
-    scheduler = Scheduler(config, ModuloGrammars(model.vocab_size))
+    scheduler = Scheduler(config, ModuloGrammars(model.vocab_size, rng.choice([0.0, 0.3]), seed))
     loop = EngineLoop(scheduler, starved, script, script, overlap=rng.randint(0, 1), clock=lambda: executor.clock.now_s)
     run_to_end(loop, script)
     for request in requests:

@@ -8,6 +8,7 @@ import pytest
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import FinishReason, Grammar, Output, Request, RowOutput, SamplingParams, Wants
+from sgl.engine.core.grammar import OVER
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from tests.core.simulation import ModuloGrammar, ModuloGrammars
 
@@ -36,7 +37,7 @@ def step(scheduler: Scheduler) -> tuple[list[str], list[Output]]:
     filled = dict(zip(masks.rows, masks.read(list(masks.rows)), strict=True))
     results = []
     for index, row in enumerate(plan.rows):
-        bits = int.from_bytes(filled.get(index, b"\x01"), "little")
+        bits = int.from_bytes(filled.get(index) or b"\x01", "little")
         first = (bits & -bits).bit_length() - 1
         results.append(RowOutput(token_ids=[first] if row.kind == "token" else []))
     outputs += scheduler.update(results)
@@ -96,7 +97,7 @@ def test_compiling_requests_count_as_waiting() -> None:
 
 def test_a_mask_that_fails_ends_its_own_request() -> None:
     class Failing(ModuloGrammars):
-        def masks(self, states: Any) -> list[bytes | SglError]:
+        def masks(self, states: Any) -> list[bytes | SglError | None]:
             return [SglError("Too complex.", param="regex"), *super().masks(states)[1:]]
 
     scheduler = make_scheduler(Failing(VOCAB))
@@ -107,6 +108,28 @@ def test_a_mask_that_fails_ends_its_own_request() -> None:
     (failed,) = [output for output in outputs if output.finish]
     assert failed.finish is not None and failed.finish.message == "Too complex." and failed.token_ids == []
     scheduler.check()
+
+
+def test_a_mask_that_there_was_no_time_for_comes_later() -> None:
+    class Slow(ModuloGrammars):
+        num_asked = 0
+
+        def masks(self, states: Any) -> list[bytes | SglError | None]:
+            self.num_asked += 1
+            return [None if self.num_asked % 3 else mask for mask in super().masks(states)]
+
+    def tokens_of(grammars: ModuloGrammars) -> tuple[list[int], int]:
+        scheduler = make_scheduler(grammars, jump_forward=False)
+        scheduler.add(request("a", "5/6"), 0.0)
+        tokens, num_steps = [], 0
+        while scheduler.has_work:
+            _, outputs = step(scheduler)
+            num_steps += 1
+            tokens += [token_id for output in outputs for token_id in output.token_ids]
+        return tokens, num_steps
+
+    expected, num_steps = tokens_of(ModuloGrammars(VOCAB))
+    assert tokens_of(Slow(VOCAB)) == (expected, 3 * num_steps)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +146,7 @@ def test_forced_tokens_take_no_steps_of_their_own(wants: Wants, jump_forward: bo
         steps += 1
         tokens += [token_id for output in outputs for token_id in output.token_ids]
     grammar = ModuloGrammar(2, 20, VOCAB, 9)
-    for token_id in tokens:
-        grammar.accept(token_id)
-    assert grammar.terminated() and steps == num_steps
+    assert [grammar.accept(token_id) for token_id in tokens][-1] == OVER and steps == num_steps
 
 
 def test_closing_ends_the_compiler() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sgl.engine.base.errors import ConfigError
-from sgl.engine.base.types import KnownMasks, PageRun, Row, StepPlan
+from sgl.engine.base.types import UNSETTLED, HostDraws, KnownMasks, PageRun, Row, StepPlan
 from sgl.engine.core.record import FileRecorder, RecordedStep
 from sgl.engine.replay import Needs
 
@@ -35,7 +36,8 @@ def test_a_record_says_how_much_memory_it_needs(tmp_path: Path) -> None:
 def test_a_forced_token_is_a_mask_of_one_bit() -> None:
     masks = KnownMasks({1: b"\xff"}, {0: 13})
     assert set(masks.rows) == {0, 1}
-    assert masks.settle([0, 1], [5, 6]) == [13, -1]
+    draws = HostDraws((ctypes.c_int64 * 3)(4, 5, 6), (1, 2))
+    assert masks.settle([0, 1], draws) == 1 and list(draws.token_ids) == [4, 13, UNSETTLED]
     forced, known = masks.read([0, 1])
     assert np.flatnonzero(np.unpackbits(np.frombuffer(forced, np.uint8), bitorder="little")).tolist() == [13]
     assert known == b"\xff"

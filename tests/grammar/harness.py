@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
-from sgl.engine.base.types import Grammar
-from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Options, open_backend
+from sgl.engine.base.types import Grammar, HostDraws
+from sgl.engine.grammar.backend import Backend, BackendName, Compiled, Kind, Matcher, Options, open_backend
 from sgl.engine.grammar.source import lowered, prepare
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary, vocabulary_of
 from sgl.engine.text.tokenizer import Tokenizer, load_tokenizer
+from sgl.kernels.cpu import native
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+"""Where there is one, automata that cannot be built are failures."""
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 BACKENDS: tuple[BackendName, ...] = ("native", "llguidance", "xgrammar", "outlines")
@@ -49,6 +57,22 @@ def allowed(name: BackendName, matcher: object, *, demo: bool = False) -> set[in
     backend(name, demo=demo).fill([matcher], masks)  # type: ignore[list-item]
     bits = np.flatnonzero(np.unpackbits(masks.view(np.uint8)[0], bitorder="little"))
     return {int(bit) for bit in bits if bit <= vocabulary.end_id}
+
+
+def settled(
+    name: BackendName,
+    matchers: Sequence[Matcher],
+    likeliest: Sequence[int],
+    logits: NDArray[np.float32] | None = None,
+    *,
+    demo: bool = False,
+) -> list[int]:
+    """What a backend makes of the likeliest tokens; float32 [N, width] may be limited."""
+    tokens = (ctypes.c_int64 * len(likeliest))(*likeliest)
+    address, width = (0, 0) if logits is None else (logits.ctypes.data, logits.shape[1])
+    left = backend(name, demo=demo).settle(matchers, HostDraws(tokens, range(len(matchers)), address, width))
+    assert left == sum(token_id < 0 for token_id in tokens)
+    return list(tokens)
 
 
 def accepts(name: BackendName, grammar: Compiled, tokens: list[int], *, demo: bool = False) -> bool:

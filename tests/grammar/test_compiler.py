@@ -15,8 +15,7 @@ from sgl.engine.grammar.compiler import Choice, Grammars, Ticket
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.state import ConstrainedState
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
-from sgl.kernels.cpu import grammar as automata
-from tests.grammar.harness import demo_vocabulary
+from tests.grammar.harness import demo_vocabulary, needs_compiler
 from tests.server.live import until
 
 NO_ENDS: frozenset[int] = frozenset()
@@ -49,12 +48,12 @@ def test_an_output_may_end_where_it_is_complete(grammars: Grammars) -> None:
     state = compile_now(grammars, "regex", "a{1,2}", frozenset({7, 9}))
     assert bits(grammars, state) == {97}
     state.accept(97)
-    assert bits(grammars, state) == {97, 7, 9} and not state.terminated()
+    assert bits(grammars, state) == {97, 7, 9} and not state.matcher.finished()
     state.accept(97)
-    assert state.terminated()
+    assert state.matcher.finished()
 
 
-@pytest.mark.skipif(automata.missing() != "", reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize(
     ("kind", "source", "backend"),
     [
@@ -76,7 +75,7 @@ def test_blanks_are_those_that_were_asked_for() -> None:
     for byte in b'{ "a" \n:\n1, "b":[\n] }':
         assert byte in bits(grammars, state)
         state.accept(byte)
-    assert state.terminated()
+    assert state.matcher.finished()
     grammars.close()
 
 
@@ -122,10 +121,42 @@ def test_bad_grammars_are_refused_in_a_sentence(kind: Kind, source: str, word: s
 
 def test_after_a_kill_the_next_grammar_is_compiled() -> None:
     grammars = Grammars("auto", lambda: BYTES, limits=Limits(compile_s=1.0))
-    slow = '{"type": "integer", "multipleOf": 999983}'
     with pytest.raises(SglError):
-        compile_now(grammars, "json_schema", slow)
+        compile_now(grammars, "json_schema", SLOW % 999983)
     assert bits(grammars, compile_now(grammars, "regex", "b")) == {98}
+    grammars.close()
+
+
+SLOW = '{"type": "integer", "multipleOf": %d}'
+
+
+def test_a_grammar_that_takes_long_keeps_nobody_waiting() -> None:
+    """It ends when the test does: within its own time the others are compiled all the same."""
+    grammars = Grammars("llguidance", lambda: BYTES, limits=Limits(compile_s=600.0))
+    slow = [grammars.compile(Grammar("json_schema", SLOW % number), NO_ENDS) for number in (999983, 999979)]
+    for number in range(4):
+        assert bits(grammars, compile_now(grammars, "regex", f"[b-d]{{{number + 1}}}")) == {98, 99, 100}
+    assert not any(ticket._future.done() for ticket in slow)
+    assert len(grammars._pools["llguidance"]._all) == 3
+    grammars.close()
+
+
+def test_grammars_that_are_quick_share_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.grammar.process._PATIENCE_S", 600.0)
+    grammars = Grammars("llguidance", lambda: BYTES)
+    tickets = [grammars.compile(Grammar("json_schema", f'{{"const": {number}}}'), NO_ENDS) for number in range(3)]
+    for ticket in tickets:
+        waited(ticket)
+    assert len(grammars._pools["llguidance"]._all) == 1
+    grammars.close()
+
+
+def test_after_a_kill_the_library_loads_while_nobody_waits() -> None:
+    grammars = Grammars("llguidance", lambda: BYTES, limits=Limits(compile_s=0.5))
+    with pytest.raises(SglError, match=r"more than 0\.5 s"):
+        compile_now(grammars, "json_schema", SLOW % 999983)
+    (process,) = grammars._pools["llguidance"]._all
+    until(process.is_ready)
     grammars.close()
 
 
@@ -165,7 +196,7 @@ def test_special_tokens_are_text_only_where_a_tag_names_them() -> None:
     for token_id in (104, 256, 49, *b"</call>"):
         assert token_id in bits(grammars, state)
         state.accept(token_id)
-    assert state.terminated() and 257 in bits(grammars, state)
+    assert state.matcher.finished() and 257 in bits(grammars, state)
     grammars.close()
 
 
@@ -174,7 +205,7 @@ def test_forced_text_comes_in_the_usual_tokens() -> None:
     grammars = Grammars("auto", lambda: vocabulary)
     state = compile_now(grammars, "json_schema", '{"const": "a <|im_end|> Paris, and more"}')
     tokens: list[int] = []
-    while not state.terminated():
+    while not state.matcher.finished():
         forced = list(state.forced())
         assert forced and not any(token_id in vocabulary.special for token_id in forced)
         assert bits(grammars, state) == {forced[0]}, "what is forced is all that the mask allows"
@@ -200,10 +231,10 @@ def test_what_is_slow_to_load_is_loaded_in_the_first_quiet_moment(monkeypatch: p
     grammars, looks = Grammars("llguidance", lambda: BYTES), [9, 9, 5, 4]
 
     def num_steps() -> int:
-        assert not grammars._processes, "loaded while the engine was busy"
+        assert not grammars._pools["llguidance"]._all, "loaded while the engine was busy"
         return looks.pop()
 
     grammars.warm_up(num_steps)
-    until(lambda: grammars._processes and grammars._processes["llguidance"]._process is not None)
+    until(lambda: [process for process in grammars._pools["llguidance"]._all if process.is_ready()])
     assert not looks, "it is looked until nothing has happened between two looks"
     grammars.close()

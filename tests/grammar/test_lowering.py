@@ -24,10 +24,7 @@ from sgl.engine.grammar.process import CompilerProcess
 from sgl.engine.grammar.protocol import Load, Lower, Refused, decode_reply, frame_of
 from sgl.engine.grammar.source import check_at_a_glance, lowered
 from sgl.engine.grammar.vocabulary import BYTES
-from sgl.kernels.cpu import grammar as automata
-from tests.grammar.harness import accepts, compiled
-
-needs_automata = pytest.mark.skipif(automata.missing() != "", reason="no C++ compiler")
+from tests.grammar.harness import accepts, compiled, needs_compiler
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +128,7 @@ def test_no_string_is_shorter_than_short(least: int, most: int) -> None:
     assert error.code == "unsupported_schema" and "no number of characters" in error.message
 
 
-@needs_automata
+@needs_compiler
 @pytest.mark.parametrize("pattern", ["^a\n$", "^a\\\n$", "^a\\\\\n$", "^a\\\\\\\n$", "^[\n]$", "^[\\\n]$"])
 def test_a_line_break_in_a_pattern_is_one(pattern: str) -> None:
     grammar = compiled("native", "json_schema", json.dumps({"type": "string", "pattern": pattern}))
@@ -150,7 +147,7 @@ def test_other_names_are_all_but_the_declared_ones() -> None:
         assert [word for word in words if not pattern.fullmatch(word)] == sorted(set(names), key=words.index)
 
 
-@needs_automata
+@needs_compiler
 def test_long_names_are_written_up_to_a_length() -> None:
     def schema(size: int) -> str:
         return json.dumps({"type": "object", "properties": {"a" * size: {"type": "null"}}})
@@ -163,7 +160,7 @@ def test_long_names_are_written_up_to_a_length() -> None:
         assert error.code == "unsupported_schema" and "256 characters" in error.message and len(error.message) < 300
 
 
-@needs_automata
+@needs_compiler
 def test_first_items_come_in_order_and_in_number() -> None:
     rng = random.Random(4)
     kinds = [{"type": "null"}, {"enum": [1, 2]}, {"type": "boolean"}]

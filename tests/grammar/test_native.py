@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import re
@@ -12,17 +13,28 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from sgl.engine.base.device import CPU_ISAS
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar, HostLogits
-from sgl.engine.grammar.backend import Backend, Compiled, Matcher
+from sgl.engine.base.types import LIMITED, UNSETTLED, Grammar, HostDraws
+from sgl.engine.grammar.backend import Backend, Compiled
 from sgl.engine.grammar.backends.native import NativeBackend, NativeCompiled
 from sgl.engine.grammar.compiler import Grammars
 from sgl.engine.grammar.state import ConstrainedState, TokenSet, fill_masks
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
 from sgl.kernels.cpu import grammar as automata
-from tests.grammar.harness import accepts, allowed, backend, compiled, demo_tokenizer, demo_vocabulary, sample
+from tests.grammar.harness import (
+    accepts,
+    allowed,
+    backend,
+    compiled,
+    demo_tokenizer,
+    demo_vocabulary,
+    needs_compiler,
+    sample,
+    settled,
+)
 
-pytestmark = pytest.mark.skipif(automata.missing() != "", reason="no C++ compiler")
+pytestmark = needs_compiler
 
 ATOMS = (
     "a",
@@ -145,11 +157,6 @@ def test_what_costs_too_much_or_allows_nothing_is_refused(pattern: str) -> None:
     assert error.value.status == 400
 
 
-def chosen(matchers: list[Matcher], likeliest: list[int], logits: np.ndarray) -> list[int]:
-    places = HostLogits(logits.ctypes.data, logits.shape[1], range(len(matchers)))
-    return backend("native", demo=True).settle(matchers, likeliest, places)
-
-
 @pytest.mark.parametrize("width", [3072, 3000, 3090])
 def test_the_likeliest_of_those_that_may_come_is_chosen(width: int) -> None:
     rng, numbers = random.Random(width), np.random.default_rng(width)
@@ -173,13 +180,55 @@ def test_the_likeliest_of_those_that_may_come_is_chosen(width: int) -> None:
         may_come = sorted((mask - {end_id} | (ends if end_id in mask else set())) & set(range(width)))
         expected = [int(may_come[int(row[may_come].argmax())]) if may_come else -1 for row in logits]
         expected = [token if token >= 0 and np.isfinite(logits[i, token]) else -1 for i, token in enumerate(expected)]
-        assert chosen(matchers, [int(row.argmax()) for row in logits], logits) == expected
+        likeliest = [int(row.argmax()) for row in logits]
+        assert settled("native", matchers, likeliest, logits, demo=True) == expected
 
 
-def test_what_is_drawn_at_random_is_left_to_the_mask() -> None:
+@pytest.mark.parametrize("width", [3072, 3000, 3090, 40])
+def test_what_is_drawn_at_random_is_limited_to_what_the_mask_allows(width: int) -> None:
+    rng, numbers = random.Random(width), np.random.default_rng(width)
+    grammar = compiled("native", "regex", "([a-z]{1,4}[ ,]){3,5}|Paris", demo=True)
+    end_id, ends = demo_vocabulary().end_id, frozenset({7, 11, 3089})
+    matcher = grammar.matcher(ends)
+    while not matcher.finished():
+        mask = allowed("native", matcher, demo=True)
+        may_come = [token in mask - {end_id} or (end_id in mask and token in ends) for token in range(width)]
+        logits = numbers.normal(size=(1, width)).astype(np.float32)
+        expected = np.where(may_come, logits, -np.inf).astype(np.float32)
+        (found,) = settled("native", [matcher], [UNSETTLED], logits, demo=True)
+        if len(mask) == 1:
+            assert mask == {found}, "nothing is drawn where only one may come"
+            continue
+        assert found == (LIMITED if any(may_come) else UNSETTLED)
+        assert np.array_equal(logits, expected)
+        token = rng.choice(sorted(mask - {end_id}))
+        if found == LIMITED:
+            tokens = (ctypes.c_int64 * 1)(token)
+            backend("native", demo=True).advance([matcher], HostDraws(tokens, range(1)))
+        else:
+            matcher.accept(token)
+        assert matcher.error() is None
+
+
+def test_only_what_was_limited_goes_on_with_what_was_drawn() -> None:
+    grammar = compiled("native", "regex", "[ab]{2}c?", demo=True)
+    drawn, likely, at_end = (grammar.matcher({9}) for _ in range(3))
+    a, b, c = (demo_tokenizer().encode(letter, add_special_tokens=False)[0] for letter in "abc")
+    for token in (a, b):
+        at_end.accept(token)
+    logits = np.zeros((3, 3072), np.float32)
+    assert settled("native", [drawn, likely, at_end], [-1, b, -1], logits, demo=True) == [LIMITED, b, LIMITED]
+    backend("native", demo=True).advance([drawn, likely, at_end], HostDraws((ctypes.c_int64 * 3)(a, b, 9), range(3)))
+    assert allowed("native", drawn, demo=True) == allowed("native", likely, demo=True)
+    assert allowed("native", at_end, demo=True) == {c, demo_vocabulary().end_id}, "an end leads nowhere"
+
+
+def test_without_a_finite_logit_nothing_is_limited_to() -> None:
     matcher = compiled("native", "regex", "[ab]+", demo=True).matcher()
+    logits = np.full((1, 3072), -np.inf, np.float32)
+    logits[0, 5] = np.nan
     before = allowed("native", matcher, demo=True)
-    assert chosen([matcher], [-1], np.zeros((1, 3072), np.float32)) == [-1]
+    assert settled("native", [matcher], [-1], logits, demo=True) == [UNSETTLED]
     assert allowed("native", matcher, demo=True) == before
 
 
@@ -208,13 +257,43 @@ def bits_of(tokens: set[int]) -> bytes:
 def test_a_mask_that_takes_too_long_is_an_error_and_not_an_end() -> None:
     grammar = compiled("native", "regex", COSTLY)
     costly, other = (state_of(grammar, BYTES, backend("native"), text) for text in (b"!", b"a"))
-    assert backend("native").settle([costly.matcher, other.matcher], [-1, -1], None) == [-1, -1]
+    assert settled("native", [costly.matcher, other.matcher], [-1, -1]) == [-1, -1]
     failed, mask = fill_masks([costly, other], BYTES)
-    assert isinstance(failed, SglError) and failed.code == "grammar_too_complex"
+    assert isinstance(failed, SglError) and failed.code == "grammar_too_complex", "all the work of a call was its own"
     assert costly.matcher.error() is not None
     assert mask == bits_of({0, *b"abcdefgh"}), "the end is token 0 here"
     assert other.matcher.error() is None, "nobody fails for what came before him"
     assert cast(NativeCompiled, grammar).kept_bytes() < 48 << 20
+
+
+def test_the_work_of_a_call_is_bounded_and_its_texts_take_turns() -> None:
+    """Texts whose masks take most of the work of a call alone: few are found in each, none fails, all come in time."""
+    native = backend("native")
+    ends = TokenSet.of({0}, BYTES)
+
+    def costly(number: int) -> ConstrainedState:
+        words = "|".join([*(f"[!-~]{i}" for i in range(number, number + 500)), *string.ascii_letters])
+        return state_of(native.compile(Grammar("regex", f"a|!(?:{words})")), BYTES, native, b"!")
+
+    states = [costly(number) for number in range(24)]
+    ordinary = ConstrainedState(native, compiled("native", "regex", "[a-c]+").matcher(), "regex", ends, ends)
+    found: dict[int, int] = {}
+    for call in range(200):
+        waiting = [row for row in range(len(states)) if row not in found]
+        if not waiting:
+            break
+        *masks, own = fill_masks([*(states[row] for row in waiting), ordinary], BYTES)
+        assert isinstance(own, bytes), "what takes next to nothing is never put off"
+        assert not [mask for mask in masks if isinstance(mask, SglError)]
+        come = {row: call for row, mask in zip(waiting, masks, strict=True) if mask is not None}
+        assert len(come) <= 12
+        found |= come
+    assert len(found) == len(states) and max(found.values()) >= 2
+
+
+@pytest.mark.parametrize("isa", sorted({*CPU_ISAS} - {"amx", "avx512_bf16"}))
+def test_the_automata_compile_also_where_they_cannot_run(isa: str) -> None:
+    assert automata.build(isa).is_file()
 
 
 def test_what_has_become_known_stays_so_and_makes_what_failed_possible() -> None:

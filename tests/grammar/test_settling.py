@@ -8,8 +8,7 @@ import random
 import pytest
 
 from sgl.engine.grammar.backend import BackendName, Compiled, Kind, Matcher
-from tests.grammar.harness import BACKENDS, allowed, compiled, demo_vocabulary
-from tests.grammar.harness import backend as backend_of
+from tests.grammar.harness import BACKENDS, allowed, compiled, demo_vocabulary, settled
 
 PERSON = {
     "type": "object",
@@ -55,10 +54,9 @@ def test_what_is_settled_is_what_the_mask_allows(backend: BackendName, name: str
         candidates = rng.sample(sorted(mask), min(len(mask), 12)) + rng.sample(range(end_id), 25)
         for token_id in [-1, *candidates]:
             matcher = at(grammar, tokens)
-            (settled,) = backend_of(backend, demo=True).settle([matcher], [token_id], None)
-            only_one = mask == {settled}
-            assert settled == (token_id if token_id in mask else -1) or only_one, (tokens, token_id)
-            reached = at(grammar, tokens if settled < 0 else [*tokens, settled])
+            (found,) = settled(backend, [matcher], [token_id], demo=True)
+            assert found == (token_id if token_id in mask else -1) or mask == {found}, (tokens, token_id)
+            reached = at(grammar, tokens if found < 0 else [*tokens, found])
             assert allowed(backend, matcher, demo=True) == allowed(backend, reached, demo=True)
             assert matcher.error() is None
         tokens.append(rng.choice(sorted(mask)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgl.engine.base.types import (
-    HostLogits,
+    HostDraws,
     KnownMasks,
     PageRun,
     Row,
@@ -235,8 +235,14 @@ class Grammars:
         self.rows = masks
         self.have_read: set[int] = set()
 
-    def settle(self, rows: Sequence[int], likeliest: Sequence[int], logits: HostLogits | None = None) -> list[int]:
-        return [self._settle(self.rows[row], token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+    def settle(self, rows: Sequence[int], draws: HostDraws) -> int:
+        tokens = draws.token_ids
+        for row, draw in zip(rows, draws.draws, strict=True):
+            tokens[draw] = self._settle(self.rows[row], tokens[draw])
+        return sum(tokens[draw] < 0 for draw in draws.draws)
+
+    def advance(self, rows: Sequence[int], draws: HostDraws) -> None:
+        raise AssertionError("no logits have been limited")
 
     @staticmethod
     def _settle(mask: bytes, likeliest: int) -> int:

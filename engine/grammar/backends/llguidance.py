@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from sgl.engine.base.types import Grammar, HostLogits
-from sgl.engine.grammar.backend import SEPARATOR_BLANK, Compiled, Masks, Matcher, Options, refusal
+from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
+from sgl.engine.core.grammar import FORCED, OVER, Standing
+from sgl.engine.grammar.backend import SEPARATOR_BLANK, Compiled, Masks, Matcher, Options, refusal, settle_each
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ class GuidanceBackend:
             raise refusal(grammar, matcher.get_error())
         return GuidanceCompiled(matcher)
 
-    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        rows = cast(Sequence[GuidanceMatcher], matchers)
-        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+    def settle(self, matchers: Sequence[Matcher], draws: HostDraws) -> int:
+        return settle_each(cast(Sequence[GuidanceMatcher], matchers), draws)
 
-    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
+    def advance(self, matchers: Sequence[Matcher], draws: HostDraws) -> None:
+        """Nothing: it limits no logits."""
+
+    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> Collection[int]:
         rows = [matcher.library for matcher in cast(Sequence[GuidanceMatcher], matchers)]
         if 32 * masks.size < PARALLEL_FROM:
             begin, size = masks.ctypes.data, masks.strides[0]
@@ -60,6 +63,7 @@ class GuidanceBackend:
         else:
             numbered = [(row, index) for index, row in enumerate(rows)]
             self._executor.unsafe_compute_mask_ptr(numbered, masks.ctypes.data, masks.strides[0], len(masks))
+        return ()
 
 
 class GuidanceCompiled:
@@ -83,7 +87,7 @@ class GuidanceMatcher:
         if forced:  # others may fit, but the mask allows only the usual one
             likeliest = forced[0]
         if likeliest < 0 or self._try([likeliest]) != 1:
-            return -1
+            return UNSETTLED
         self._forced = forced[1:] or None
         return likeliest
 
@@ -99,6 +103,9 @@ class GuidanceMatcher:
 
     def finished(self) -> bool:
         return self.library.is_stopped() and not self.library.is_error()
+
+    def standing(self) -> Standing:
+        return OVER if self.finished() else FORCED
 
     def error(self) -> str | None:
         return self.library.get_error().partition("\n")[0] if self.library.is_error() else None

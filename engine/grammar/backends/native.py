@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import Grammar, HostLogits
+from sgl.engine.base.types import Grammar, HostDraws
+from sgl.engine.core.grammar import Standing
 from sgl.engine.grammar.backend import Compiled, Masks, Matcher, refusal
 from sgl.engine.grammar.vocabulary import Vocabulary
 from sgl.kernels.cpu import grammar as automata
 
-_OVER, _FORCED, _FAILED = 1, 2, 4
-"""What the library says of a state, see grammar_automaton.cpp."""
+_OVER, _FORCED, _FAILED, _DEFERRED = 1, 2, 4, 8
+"""What the library says of a state, see grammar_automaton.h; the first two are what `Standing` calls so."""
 
 _TRIAL_TOKENS = 16
 _MAX_FORCED = 256
@@ -51,7 +52,7 @@ class NativeBackend:
         classes = _classes()
         places = (ctypes.c_void_p * len(classes))(*(ranges.ctypes.data for ranges in classes))
         counts = (ctypes.c_int64 * len(classes))(*(len(ranges) for ranges in classes))
-        self._settle = self._library.sgl_matchers_settle
+        self._settle, self._advance = self._library.sgl_matchers_settle, self._library.sgl_matchers_advance
         self._batch = _Batch((), ())
         self.forced = (ctypes.c_int32 * _MAX_FORCED)()
         self.pointer = self._library.sgl_vocabulary_new(
@@ -75,23 +76,28 @@ class NativeBackend:
             raise refusal(grammar, reason.value.decode())
         return NativeCompiled(self, found)
 
-    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
+    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> Collection[int]:
         rows = np.array([matcher.pointer for matcher in cast(Sequence[NativeMatcher], matchers)], np.uint64)
-        self._library.sgl_matchers_fill(rows.ctypes.data, len(rows), masks.ctypes.data)
+        flags = bytearray(len(rows))
+        flags_at = (ctypes.c_uint8 * len(rows)).from_buffer(flags)
+        self._library.sgl_matchers_fill(rows.ctypes.data, len(rows), masks.ctypes.data, flags_at)
+        return [row for row, found in enumerate(flags) if found & _DEFERRED]
 
-    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        rows = cast(Sequence[NativeMatcher], matchers)
-        draws = () if logits is None else logits.draws
-        batch = self._batch
-        if batch.matchers != rows or batch.draws != draws:  # most steps are about the same requests
-            batch = self._batch = _Batch(rows, draws)
-        batch.tokens[:] = likeliest
-        address, width = (None, 0) if logits is None else (logits.address, logits.width)
-        self._settle(batch.pointers, len(rows), batch.tokens_at, address, width, batch.draws_at, batch.flags_at)
-        for row, found in zip(rows, batch.flags.tolist(), strict=True):
-            row.flags = found
-        settled: list[int] = batch.tokens.tolist()
-        return settled
+    def settle(self, matchers: Sequence[Matcher], draws: HostDraws) -> int:
+        batch = self._batch_of(matchers, draws)
+        left: int = self._settle(*batch.place, draws.token_ids, draws.logits, draws.width, batch.flags_at)
+        batch.tell()
+        return left
+
+    def advance(self, matchers: Sequence[Matcher], draws: HostDraws) -> None:
+        batch = self._batch_of(matchers, draws)
+        self._advance(*batch.place, draws.token_ids, batch.flags_at)
+        batch.tell()
+
+    def _batch_of(self, matchers: Sequence[Matcher], draws: HostDraws) -> _Batch:
+        if self._batch.matchers != matchers or self._batch.draws != draws.draws:  # most steps are about the same
+            self._batch = _Batch(cast(Sequence[NativeMatcher], matchers), draws.draws)
+        return self._batch
 
 
 class NativeCompiled:
@@ -137,6 +143,9 @@ class NativeMatcher:
     def finished(self) -> bool:
         return bool(self.flags & _OVER)
 
+    def standing(self) -> Standing:
+        return cast(Standing, self.flags & (_OVER | _FORCED))
+
     def error(self) -> str | None:
         """Asks the library: what failed when masks were filled is not in `flags`."""
         has_failed = self._library.sgl_matcher_flags(self.pointer) & _FAILED
@@ -148,12 +157,14 @@ class _Batch:
 
     def __init__(self, matchers: Sequence[NativeMatcher], draws: Sequence[int]) -> None:
         self.matchers, self.draws = list(matchers), list(draws)
-        self.tokens = np.empty(len(matchers), np.int64)
-        self.flags = np.empty(len(matchers), np.uint8)
-        self._numbers = np.array(draws, np.int64)
-        self.pointers = (ctypes.c_void_p * len(matchers))(*(matcher.pointer for matcher in matchers))
-        self.tokens_at, self.flags_at = self.tokens.ctypes.data, self.flags.ctypes.data
-        self.draws_at = self._numbers.ctypes.data
+        pointers = (ctypes.c_void_p * len(matchers))(*(matcher.pointer for matcher in matchers))
+        self.place = (pointers, len(matchers), (ctypes.c_int64 * len(matchers))(*draws))
+        self._flags = bytearray(len(matchers))
+        self.flags_at = (ctypes.c_uint8 * len(matchers)).from_buffer(self._flags)
+
+    def tell(self) -> None:
+        for matcher, flags in zip(self.matchers, self._flags, strict=True):
+            matcher.flags = flags
 
 
 @cache

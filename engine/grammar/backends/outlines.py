@@ -8,8 +8,9 @@ from typing import cast
 import outlines_core
 from outlines_core import json_schema
 
-from sgl.engine.base.types import Grammar, HostLogits
-from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal
+from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
+from sgl.engine.core.grammar import OPEN, OVER, Standing
+from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal, settle_each
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 
@@ -35,14 +36,17 @@ class OutlinesBackend:
             raise refusal(grammar, error) from None
         return OutlinesCompiled(index, self._end_id)
 
-    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        rows = cast(Sequence[OutlinesMatcher], matchers)
-        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+    def settle(self, matchers: Sequence[Matcher], draws: HostDraws) -> int:
+        return settle_each(cast(Sequence[OutlinesMatcher], matchers), draws)
 
-    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
+    def advance(self, matchers: Sequence[Matcher], draws: HostDraws) -> None:
+        """Nothing: it limits no logits."""
+
+    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> Collection[int]:
         for matcher, mask in zip(matchers, masks, strict=True):
             assert isinstance(matcher, OutlinesMatcher)
             matcher.library.write_mask_into(mask.ctypes.data, mask.size, mask.itemsize)
+        return ()
 
 
 class OutlinesCompiled:
@@ -61,11 +65,11 @@ class OutlinesMatcher:
 
     def settle(self, likeliest: int) -> int:
         if likeliest < 0:
-            return -1
+            return UNSETTLED
         try:
             self.library.advance(likeliest, return_tokens=False)
         except ValueError:
-            return -1
+            return UNSETTLED
         return likeliest
 
     def accept(self, token_id: int) -> None:
@@ -79,6 +83,9 @@ class OutlinesMatcher:
 
     def finished(self) -> bool:
         return bool(self.library.is_finished() and self.library.get_tokens() == [self._end_id])
+
+    def standing(self) -> Standing:
+        return OVER if self.finished() else OPEN
 
     def error(self) -> str | None:
         return self._error

@@ -9,8 +9,9 @@ from typing import cast
 import numpy as np
 import xgrammar
 
-from sgl.engine.base.types import Grammar, HostLogits
-from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal
+from sgl.engine.base.types import UNSETTLED, Grammar, HostDraws
+from sgl.engine.core.grammar import OPEN, OVER, Standing
+from sgl.engine.grammar.backend import Compiled, Masks, Matcher, Options, refusal, settle_each
 from sgl.engine.grammar.limits import Limits
 from sgl.engine.grammar.vocabulary import Vocabulary
 
@@ -45,14 +46,17 @@ class XGrammarBackend:
             raise refusal(grammar, _reason(error)) from None
         return XGrammarCompiled(compiled, self._words, self._end_id)
 
-    def settle(self, matchers: Sequence[Matcher], likeliest: Sequence[int], logits: HostLogits | None) -> list[int]:
-        rows = cast(Sequence[XGrammarMatcher], matchers)
-        return [row.settle(token_id) for row, token_id in zip(rows, likeliest, strict=True)]
+    def settle(self, matchers: Sequence[Matcher], draws: HostDraws) -> int:
+        return settle_each(cast(Sequence[XGrammarMatcher], matchers), draws)
 
-    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> None:
+    def advance(self, matchers: Sequence[Matcher], draws: HostDraws) -> None:
+        """Nothing: it limits no logits."""
+
+    def fill(self, matchers: Sequence[Matcher], masks: Masks) -> Collection[int]:
         for matcher, mask in zip(matchers, masks, strict=True):
             assert isinstance(matcher, XGrammarMatcher)
             matcher.fill(mask)
+        return ()
 
 
 class XGrammarCompiled:
@@ -82,7 +86,7 @@ class XGrammarMatcher:
 
     def settle(self, likeliest: int) -> int:
         fits = likeliest >= 0 and self._error is None and self._library.accept_token(likeliest)
-        return likeliest if fits else -1
+        return likeliest if fits else UNSETTLED
 
     def accept(self, token_id: int) -> None:
         if not self._library.accept_token(token_id):
@@ -97,6 +101,9 @@ class XGrammarMatcher:
         mask = np.zeros((1, len(self._only_end)), np.int32)
         self._library.fill_next_token_bitmask(mask)
         return bool((mask[0] == self._only_end).all())
+
+    def standing(self) -> Standing:
+        return OVER if self.finished() else OPEN
 
     def error(self) -> str | None:
         return self._error
