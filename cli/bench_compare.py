@@ -245,8 +245,8 @@ def _show(lines: Sequence[Line], a: str, b: str, warnings: Sequence[str]) -> Non
     screen.print(Text(f"A: {console.printable(a)}\nB: {console.printable(b)}"))
     for work in dict.fromkeys(line.work for line in lines):
         title = Text(f"\n{console.printable(work)}", "bold")
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        table.add_column("figure", header_style="dim", min_width=24, no_wrap=True)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("figure", header_style="dim", min_width=12, overflow="fold")
         for name in ("A", "B", "A / B", "interval"):
             table.add_column(name, header_style="dim", justify="right", min_width=7, no_wrap=True)
         table.add_column("better", header_style="dim")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgl.cli import console
-from sgl.cli.options import Options, option, with_parameters
+from sgl.cli.options import Options, option, with_options, with_parameters
 from sgl.engine.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,20 +101,13 @@ def with_run(method: str, options: Options = OPTIONS) -> Callable[[Callable[...,
     """Makes a command of a function from a method's own flags to the arguments of `sgl.quant.recipes.methods`."""
 
     def decorate(function: Callable[..., MethodOptions]) -> Callable[..., None]:
+        def run(given: Mapping[str, Any], model: str, **own: Any) -> None:
+            _run(model, method, function(**own), given)
+
         own = inspect.signature(function, eval_str=True).parameters.values()
-        added = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for key, (annotation, default) in options.items()
-        ]
         model = inspect.Parameter("model", inspect.Parameter.KEYWORD_ONLY, default="", annotation=SourceArgument)
-        parameters = [model, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *added]
-
-        def run(**arguments: Any) -> None:
-            given = {key: arguments.pop(key) for key in options}
-            name = arguments.pop("model")
-            _run(name, method, function(**arguments), given)
-
-        return with_parameters(run, function, parameters)
+        parameters = [model, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        return with_options("given", options)(with_parameters(run, function, parameters))
 
     return decorate
 
