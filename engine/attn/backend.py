@@ -12,9 +12,6 @@ from sgl.kernels.ops.attention import Rules
 
 Meta = TypeVar("Meta")
 
-SPLIT_BYTES = 256 << 20
-"""What may be kept at once of the splits of a decode until they are merged: of latents it is megabytes for a token."""
-
 
 @dataclass(frozen=True, slots=True)
 class Traits:

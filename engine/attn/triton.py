@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgl.engine.attn.backend import SPLIT_BYTES, Captured, GraphBackend, Traits
+from sgl.engine.attn.backend import Captured, GraphBackend, Traits
 from sgl.engine.attn.batch import ForwardBatch, KVLayer, KVSpec
 from sgl.engine.base.device import Device
 from sgl.kernels.ops.attention import Rules
@@ -26,6 +26,9 @@ from sgl.kernels.triton.shapes import padded
 
 SPLIT_TOKENS = 8
 """Rows of up to so many tokens are computed by splits."""
+
+SPLIT_BYTES = 256 << 20
+"""What may be kept at once of the splits of a decode until they are merged: of latents it is megabytes for a token."""
 
 MAX_LATENT_DIM = 512
 

@@ -98,7 +98,6 @@ def test_less_room_for_splits_changes_no_bit(
     backend: TritonBackend, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = stored(replace(case, sinks=True), torch.float16)
-    monkeypatch.setattr("sgl.engine.attn.triton.Meta.sharing", lambda *_: None)
     whole = attend(backend, scene)
     assert error(whole, scene.truth(), torch.float16) <= 1
     monkeypatch.setattr("sgl.engine.attn.triton.SPLIT_BYTES", 1)
