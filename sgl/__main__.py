@@ -1,6 +1,17 @@
-"""Makes ``python -m sgl`` the ``sgl`` command."""
+"""The ``sgl`` command as a process, also by ``python -m sgl``; imports nothing itself, so that Ctrl-C ends it quietly."""
 
-from sgl.cli.main import program
+import os
+from typing import NoReturn
+
+
+def program() -> NoReturn:
+    """See `sgl.cli.main.program`."""
+    try:
+        from sgl.cli.main import program as run
+    except KeyboardInterrupt:
+        os._exit(130)
+    run()
+
 
 if __name__ == "__main__":
     program()

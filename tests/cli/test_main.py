@@ -71,6 +71,12 @@ program()
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sgl {sgl.__version__}\n", "")
 
 
+def test_ctrl_c_during_the_imports_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = sgl_command("version", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_full_disk_is_not_a_bug() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "sgl", "--help"]
