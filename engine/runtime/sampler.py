@@ -42,7 +42,7 @@ _CHANGES: tuple[Feature, ...] = ("output_penalty", "repetition", "edits", "proce
 """What changes logits in place; masks do, too."""
 
 _CACHED_ELEMENTS = 1 << 18
-"""The same for drawing on a CPU: what its cache holds, since drawing passes over its rows some twenty times."""
+"""The same for the reference of drawing on a CPU: what its cache holds, since it passes over rows some twenty times."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Sampler:
         self._table = table
         self._ops = ops
         self._upload = table.upload
-        self._draw_elements = _CACHED_ELEMENTS if table.device.type == "cpu" else MAX_ELEMENTS
+        is_cached = ops.draw is reference_draw and table.device.type == "cpu"
+        self._draw_elements = _CACHED_ELEMENTS if is_cached else MAX_ELEMENTS
         self._has_tokens = table.device.type == "cpu"  # as soon as they are chosen
 
     def sample(self, logits: Tensor, draws: Draws, masks: Masks) -> Samples:

@@ -1,4 +1,4 @@
-"""Norms, the search for the largest score and what surrounds a decode, through the C++ kernels (elementwise.cpp)."""
+"""Norms, the choice of tokens and what surrounds a decode, through the C++ kernels (elementwise.cpp, draw.cpp)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from sgl.kernels.cpu import native
 from sgl.kernels.ops import norm
 from sgl.kernels.ops.decode import Located
+from sgl.kernels.ops.draw import Filters
 from sgl.kernels.registry import impl
 
 _library = functools.cache(native.library)  # these calls are short: looking for the library would take as long
@@ -43,6 +44,17 @@ def mask(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
         *(logits.data_ptr(), logits.shape[1], rows.data_ptr(), rows.shape[0]),
         masks.contiguous().data_ptr(),
     )
+
+
+@impl("sample.draw", "native", device="cpu", priority=20, needs=native.missing)
+def draw(logits: Tensor, filters: Filters, streams: Tensor, counters: Tensor) -> Tensor:
+    rows, width = logits.shape
+    numbers = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, streams, counters)
+    columns = [column.contiguous() for column in numbers]
+    token_ids = torch.empty(rows, dtype=torch.int64)
+    places = (column.data_ptr() for column in columns)
+    _library().sgl_draw(logits.contiguous().data_ptr(), rows, width, *places, token_ids.data_ptr())
+    return token_ids
 
 
 @impl("decode.locate", "native", device="cpu", priority=20, needs=native.missing)

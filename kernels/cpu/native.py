@@ -28,7 +28,7 @@ from sgl.engine.base.device import detect_isa
 from sgl.engine.base.machine import cpus
 from sgl.kernels.ops.linear import Allocate, fresh
 
-SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp", "quantize.cpp", "decoder.cpp")
+SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp", "quantize.cpp", "decoder.cpp", "draw.cpp")
 """The slowest to compile first: a first start waits for it."""
 
 HEADERS = ("common.h", "kernels.h", "codes.h", "tiles.h", "linear_tiles.h", "attention_tiles.h")
@@ -58,6 +58,7 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "sgl_rms_norm": (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER),
     "sgl_argmax": (_POINTER, _LONG, _LONG, _POINTER, _POINTER),
     "sgl_mask": (_POINTER, _LONG, _POINTER, _LONG, _POINTER),
+    "sgl_draw": (_POINTER, _LONG, _LONG, *[_POINTER] * 7),
     "sgl_locate": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, *[_POINTER] * 4),
     "sgl_place": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER),
     "sgl_commit": (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER),

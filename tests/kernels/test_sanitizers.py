@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 SUITES = {  # what runs C++
     "kernels": (
         *("tests/kernels/test_parity.py", "tests/kernels/test_weight_only.py", "tests/kernels/test_sampling.py"),
+        "tests/kernels/test_draw_on_cpu.py",
         "tests/kernels/test_machines.py",
     ),
     "attention": ("tests/attn/test_cpu.py", "tests/attn/test_rules.py", "tests/attn/test_bounds.py"),
