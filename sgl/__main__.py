@@ -1,4 +1,4 @@
-"""The ``sgl`` command as a process, also by ``python -m sgl``; imports nothing itself, so that Ctrl-C ends it quietly."""
+"""The ``sgl`` command, also by ``python -m sgl``; imports nothing itself, so that Ctrl-C always ends it quietly."""
 
 import os
 from typing import NoReturn

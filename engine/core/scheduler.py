@@ -545,17 +545,21 @@ class Scheduler:
     # ---- steps that failed ------------------------------------------------------------------------------------------
 
     def fail(self, message: str) -> list[Output]:
-        """A step broke: ends every running request and forgets all cached KV, since none of it can be trusted."""
+        """A step broke: ends every running request and forgets all cached KV, since none of it can be trusted.
+
+        With them end preempted ones whose grammars are ahead by a token that nobody will ever hear of.
+        """
         finish = FinishReason(kind="abort", message=message, status=500, code="internal_error")
-        for _, states in self._inflight:
-            for state in states:
-                state.inflight = 0
-        closing = {id(state): state for _, states in self._inflight for state in states if state.status == "finished"}
+        stranded = {id(state): state for _, states in self._inflight for state in states}
         self._inflight.clear()
-        for state in closing.values():
-            if state.node is not None:
+        lost = list(self._running)
+        for state in stranded.values():
+            state.inflight, state.num_void, state.is_deferred = 0, 0, False
+            if state.status == "finished" and state.node is not None:
                 self._holdings.surrender(state, keep=False)
-        outputs = [self._end(state, finish) for state in list(self._running)]
+            elif state.status == "waiting" and state.grammar is not None and state.grammar.is_ahead:
+                lost.append(state)
+        outputs = [self._end(state, finish) for state in lost]
         self.cache.flush()
         return outputs
 

@@ -111,7 +111,7 @@ class ModuloGrammars:
     """
 
     def __init__(self, vocab_size: int, deferral: float = 0.0, seed: int = 0) -> None:
-        self._vocab_size, self._deferral, self._rng = vocab_size, deferral, random.Random(seed)
+        self._vocab_size, self.deferral, self._rng = vocab_size, deferral, random.Random(seed)
         self.is_closed = False
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int] = frozenset()) -> ModuloTicket:
@@ -129,7 +129,7 @@ class ModuloGrammars:
         raise AssertionError("no logits have been limited")
 
     def masks(self, states: Sequence[ModuloGrammar]) -> list[bytes | SglError | None]:
-        return [None if self._rng.random() < self._deferral else state.mask() for state in states]
+        return [None if self._rng.random() < self.deferral else state.mask() for state in states]
 
     def close(self) -> None:
         self.is_closed = True

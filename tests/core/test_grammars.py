@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pytest
 
 from sgl.engine.base.errors import SglError
-from sgl.engine.base.types import FinishReason, Grammar, Output, Request, RowOutput, SamplingParams, Wants
+from sgl.engine.base.types import FinishReason, Grammar, HostDraws, Output, Request, RowOutput, SamplingParams, Wants
 from sgl.engine.core.grammar import OVER
 from sgl.engine.core.scheduler import Scheduler, SchedulerConfig
 from tests.core.simulation import ModuloGrammar, ModuloGrammars
@@ -52,6 +53,30 @@ def test_a_grammar_that_compiles_holds_nobody_up() -> None:
     assert scheduler.num_waiting == 2 and not scheduler.only_compiles
     took_part = [set(step(scheduler)[0]) for _ in range(4)]
     assert took_part == [{"plain"}, {"plain"}, {"plain", "slow"}, {"plain", "slow"}]
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_a_broken_step_leaves_nothing_of_a_preempted_row(is_deferred: bool) -> None:
+    grammars = ModuloGrammars(VOCAB)
+    scheduler = make_scheduler(grammars, num_pages=12, jump_forward=False, max_len=48)
+    scheduler.add(request("low", "5/18"), 0.0)
+    _, (first,) = step(scheduler)
+    scheduler.schedule(0.0)
+    grammars.deferral = float(is_deferred)
+    if is_deferred:
+        scheduler.masks().read([0])
+    else:
+        assert not scheduler.masks().settle([0], HostDraws((ctypes.c_int64 * 1)(1), (0,)))
+    scheduler.add(request("high", priority=5), 0.0)
+    assert [row.rid for row in scheduler.schedule(0.0).rows] == ["high"], "low is preempted, its row in flight"
+    ended = {output.rid for output in scheduler.fail("boom")}
+    assert ended == ({"high"} if is_deferred else {"high", "low"}), "nobody knows what its grammar has taken in"
+    grammars.deferral = 0.0
+    tokens = first.token_ids
+    while scheduler.has_work:
+        _, outputs = step(scheduler)
+        tokens += [token_id for output in outputs for token_id in output.token_ids]
+    assert tokens == [place % 5 for place in range(18 if is_deferred else 1)]
 
 
 def test_the_time_until_the_grammar_is_there_is_not_queue_time() -> None:
