@@ -198,7 +198,9 @@ def _solve(
         machine,
         weight_bytes=model.weight_bytes,
         kv_bytes_per_page=max(kv_bytes_per_page(model.kv_specs, config.cache.page_size), 1),  # encoders keep nothing
-        activation_bytes=model.activation_bytes(step_tokens(config), max_running) + traits.step_bytes,
+        activation_bytes=model.activation_bytes(step_tokens(config), max_running)
+        + traits.step_bytes
+        + traits.plan_bytes,
         graph_bytes=capture_bytes(graphs, model.activation_bytes, traits.step_bytes, traits.graph_bytes),
         workspace_bytes=max(free_after_bytes - device.memory().free_bytes, 0) if device.is_async else 0,
         free_after_bytes=free_after_bytes if device.is_async else None,

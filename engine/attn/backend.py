@@ -20,7 +20,8 @@ class Traits:
     native_pages: bool = False  # pages are in the order of kernels/cpu: layers joined to one native call read them
     plans_on_host: bool = False  # `AttentionBackend.plan` wants the batch's ``host``
     step_bytes: int = 0  # of device memory that it takes at once in a step, beside what it returns
-    graph_bytes: int = 0  # of device memory that it keeps for every captured graph
+    plan_bytes: int = 0  # of device memory that it keeps for steps without a graph
+    graph_bytes: int = 0  # and for every captured graph
 
 
 class AttentionBackend(Protocol[Meta]):

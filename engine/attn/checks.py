@@ -75,6 +75,8 @@ CASES = (
     Case("verification, a prefix in common", [3, 2, 30], [300, 290, 280], heads=2, kv_heads=1, shared=272, sinks=True),
     Case("mixed, a prefix in common", [1, 20, 1, 1, 5], [40, 50, 60, 3, 48], page_size=8, shared=40),
     Case("latents, a prefix in common", [1, 1, 1], [50, 70, 49], heads=2, kv_heads=1, dim=48, latent_dim=32, shared=48),
+    Case("128 heads, a prefix in common", [1] * 2, [40, 33], heads=128, kv_heads=8, dim=128, shared=32),
+    Case("latents of 128 heads, a prefix in common", [1] * 2, [40, 33], 128, 1, 576, latent_dim=512, shared=32),
     Case("a group that no tile has room for", [1, 9], [30, 4], heads=144, dim=256),
     Case("latents, decode", [1, 1], [40, 300], heads=4, kv_heads=1, dim=80, latent_dim=64),
     Case("latents, decode, odd sizes", [1, 1], [31, 270], heads=20, kv_heads=1, dim=60, page_size=3, latent_dim=40),

@@ -31,6 +31,7 @@ from sgl.kernels.flashinfer.attention import (
     Kind,
     Role,
     Wrapper,
+    compile_merge,
     make_wrapper,
     merge,
 )
@@ -79,7 +80,7 @@ class Meta:
 
     batch: ForwardBatch
     others: triton.Meta  # what the Triton kernels need
-    parts: dict[tuple[int, bool], list[Part]] = field(default_factory=dict)  # by KV group, and whether prefixes are cut
+    parts: dict[tuple[int, bool, bool], list[Part]] = field(default_factory=dict)  # by KV group, and how it is cut
     planned: dict[tuple[Kind, int], list[Planned]] = field(default_factory=dict)  # empty: for the Triton kernels
 
 
@@ -90,11 +91,17 @@ class FlashInferBackend:
         self.device = device
         self.others = TritonBackend(device)
         wrappers = len(set(specs)) * WRAPPER_BYTES  # layers of one specification are computed alike
-        step_bytes = self.others.traits.step_bytes + len(get_args(Role)) * wrappers
-        self.traits = Traits(plans_on_host=True, step_bytes=step_bytes, graph_bytes=wrappers)
+        self.traits = Traits(
+            plans_on_host=True,
+            step_bytes=self.others.traits.step_bytes,
+            plan_bytes=len(get_args(Role)) * wrappers,
+            graph_bytes=wrappers,
+        )
         self.workspace = device.zeros((WORKSPACE_BYTES,), torch.uint8)
+        if device.is_async:
+            compile_merge(device)
         self._wrappers: dict[tuple[Kind, int, Role], Wrapper] = {}
-        self._found: tuple[HostRows | None, dict[int, list[Prefix]]] = (None, {})
+        self._found: tuple[HostRows | None, dict[tuple[int, int], list[Prefix]]] = (None, {})
         self._indices: dict[int, Tensor] = {}
 
     def plan(self, batch: ForwardBatch) -> Meta:
@@ -127,15 +134,15 @@ class FlashInferBackend:
         if host is None or kind.window is not None or not kind.fits("prefix"):
             return []
         num_pages = np.where(np.array(batch.q_lens) == 1, (host.seq_lens - 1) // kind.page_size, 0)
-        if int(num_pages.sum() - num_pages.max()) * kind.page_bytes < WORTH_BYTES:
+        worth = -(-WORTH_BYTES // kind.page_bytes)
+        if int(num_pages.sum() - num_pages.max()) < worth:
             return []
         if self._found[0] is not host:
             self._found = (host, {})
-        found = self._found[1]
-        if group not in found:
-            found[group] = Tables(host.pages[group], host.slots, num_pages).prefixes(np.arange(len(num_pages)))
-        spared = sum(prefix.num_spared for prefix in found[group])
-        return found[group] if spared * kind.page_bytes >= WORTH_BYTES else []
+        found, key = self._found[1], (group, worth)
+        if key not in found:
+            found[key] = Tables(host.pages[group], host.slots, num_pages).prefixes(worth)
+        return found[key] if sum(prefix.num_spared for prefix in found[key]) >= worth else []
 
     def indices(self, group: int, count: int) -> Tensor:
         """Where the pages of a captured step stand. All captures have one place: each is planned before it runs."""
@@ -153,11 +160,12 @@ class FlashInferBackend:
         if meta.batch.host is None:
             return []
         prefixes = self.prefixes(meta.batch, kind, group)
-        key = (group, bool(prefixes))
+        by_length = not kind.latent_dim
+        key = (group, by_length, bool(prefixes))
         if key not in meta.parts:
-            meta.parts[key] = cut(self.device, meta.batch, group, kind.page_size, prefixes)
+            meta.parts[key] = cut(self.device, meta.batch, group, kind.page_size, prefixes, by_length=by_length)
         parts = meta.parts[key]
-        if not all(kind.fits(part.role) for part in parts):
+        if not all(kind.fits(part.role) and kind.has_plan(part.q_lens) for part in parts):
             return []
         return [
             Planned(
@@ -200,7 +208,8 @@ class FlashInferGraph:
 
     def run(self, q: Tensor, kv: KVLayer, meta: Meta, rules: Rules) -> Tensor:
         kind, role = kind_of(q, kv, rules), role_of(self._batch.q_lens[0])
-        if rules.sinks is not None or kv.k_scale is not None or not kind.fits(role, len(self._q_lens), len(q)):
+        fits = kind.fits(role, len(self._q_lens), len(q)) and kind.has_plan(self._q_lens)
+        if rules.sinks is not None or kv.k_scale is not None or not fits:
             return self._backend.others.run(q, kv, meta.others, rules)
         key = (kind, kv.group)
         if key not in self._wrappers:
@@ -230,7 +239,7 @@ class FlashInferGraph:
             count, device = len(self._q_lens), self._backend.device.torch_device
             sizes = (count + 1, count + 1, count, count)
             qo, kv, last, lens = (torch.zeros(size, dtype=torch.int32, device=device) for size in sizes)
-            indices = self._backend.indices(group, self._batch.page_table[group].numel() + 1)
+            indices = self._backend.indices(group, self._batch.page_table[group].numel())
             self._buffers[group] = Buffers(qo, kv, last, lens, indices)
         return self._buffers[group]
 

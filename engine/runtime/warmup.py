@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from sgl.engine.base.types import PageRun, Row, RowInit, RowKind, SamplingParams, StepPlan, Wants
 
 LONGEST = 512
-_LENGTHS = (24, 48, 96, LONGEST)
-"""Kernels are compiled for some heights of their tiles: one prompt for each."""
+_LENGTHS = (12, 24, 48, 96, LONGEST)
+"""Kernels are compiled for some heights of their tiles, and are others for few tokens: one prompt for each."""
 
 _MORE = 4
 _PARAMS = SamplingParams(temperature=1.0, top_k=8, top_p=0.9, min_p=0.01)

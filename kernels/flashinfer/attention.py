@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from flashinfer.cascade import merge_state_in_place
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
@@ -44,6 +45,8 @@ _LAYOUT = "HND"  # pages are [Hkv, page_size, D]
 _TENSOR_CORE_GROUP = 4  # query heads of a KV head from which on tensor cores decode faster, as FlashInfer advises
 _PROGRAMS = 2 * 148  # that split keys at most: two on each multiprocessor of the largest GPU
 _TILE = 128  # query rows of a program, at most
+_LATENT_TILE = 64  # query rows of one for latents, twice as many where rows have more
+_MOST_WORKS = 16384  # that a plan of latents has room for, which it does not check
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,15 @@ class Kind:
             tiles = -(-graph_tokens * self.group // tile) + graph_rows - 1
             programs = max(programs, tiles * self.num_heads)
         return programs * tile * (self.head_dim + 1) * 4 <= WORKSPACE_BYTES
+
+    def has_plan(self, q_lens: np.ndarray) -> bool:
+        """Whether a plan has room for rows of so many tokens: for a work of every tile, and of every split behind its
+        first, of which there are no more than programs."""
+        if not self.latent_dim:
+            return True
+        counts = q_lens * self.num_heads
+        tile = 2 * _LATENT_TILE if counts.mean() >= _LATENT_TILE + 1 else _LATENT_TILE
+        return int(-(-counts // tile).sum()) + _PROGRAMS <= _MOST_WORKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +177,16 @@ class Wrapper:
 
 def merge(part: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     """Attention over the keys of two `Wrapper.run_part`, in the place of the first."""
-    merge_state_in_place(*part, *other)
+    # A block has threads for all heads of a row, and 128 heads are too many: heads are rows here.
+    values, sums, *others = (x.view(-1, 1, *x.shape[2:]) for x in (*part, *other))
+    merge_state_in_place(values, sums, *others)
     return part[0]
+
+
+def compile_merge(device: Device) -> None:
+    """What `merge` launches, which is compiled when it is called first: in serving, that is long after the start."""
+    values, sums = device.zeros((2, 1, HEAD_DIMS[0]), torch.bfloat16), device.zeros((2, 1), torch.float32)
+    merge((values[:1], sums[:1]), (values[1:], sums[1:]))
 
 
 def make_wrapper(device: Device, workspace: Tensor, kind: Kind, role: Role, buffers: Buffers | None = None) -> Wrapper:

@@ -67,12 +67,12 @@ class Paged:
         assert len(lengths[-2]) == len(lengths[-1]) + 1
         for number, array in enumerate(arrays):
             buffer = self.buffers[number]
-            if not self.is_graph:
-                self.buffers[number] = array.clone()
+            if not self.is_graph:  # what is on the device already is kept as it is
+                self.buffers[number] = array if array is indices else array.clone()
             elif copies:
                 assert buffer is not None and len(array) <= len(buffer)
-                assert number == len(arrays) - 1 or len(array) == len(buffer), "a graph's batch has one size"
-                buffer[: len(array)] = array
+                assert array is indices or len(array) == len(buffer), "a graph's batch has one size"
+                buffer[: len(array)].copy_(array, non_blocking=True)
         self.shape, self.options = shape, options
 
     def check(self, q: Tensor, k: Tensor) -> None:
@@ -234,6 +234,8 @@ def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor)
     assert all(x.is_contiguous() for x in (v, s, v_other, s_other))
     assert v.shape == v_other.shape and s.shape == s_other.shape == v.shape[:2]
     assert s.dtype == s_other.dtype == torch.float32
+    threads = v.shape[1] * v.shape[2] // max(8, v.shape[2] // 32)  # of a block, in a dtype of two bytes
+    assert threads <= 1024, f"a block of {threads} threads"
     both = torch.stack((s, s_other)).double() * math.log(2)
     weights = both.softmax(0)[..., None]
     v.copy_(weights[0] * v.double() + weights[1] * v_other.double())

@@ -6,16 +6,18 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
-from sgl.engine.attn.backend import Traits
+from sgl.engine.attn.backend import GraphBackend, Traits
 from sgl.engine.attn.batch import KVSpec
-from sgl.engine.attn.checks import CASES, Case, error, make_scene, replay
+from sgl.engine.attn.checks import CASES, Case, Scene, error, make_scene, replay
 from sgl.engine.attn.torch_native import TorchNativeBackend
 from sgl.engine.base.device import CpuDevice
+from sgl.engine.runtime.warmup import first_steps
 from sgl.kernels.registry import bind
 from tests.attn import fake_flashinfer
 
@@ -171,3 +173,59 @@ def test_what_does_not_fit_the_workspace_is_left_to_the_triton_kernels(backend: 
     scene = make_scene(Case("", [1, 20], [20, 30], heads=48, kv_heads=1, dim=128), torch.float32, CPU)
     with pytest.raises(NotImplementedError):
         scene.run(backend)
+
+
+def test_rows_of_latents_have_one_plan(backend: FlashInferBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens they have; those that read pages in common have two of their own."""
+    monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", 1)
+    plan, counts = fake_flashinfer.Paged.set, list[int]()
+
+    def counting(self: fake_flashinfer.Paged, arrays: list[torch.Tensor], *rest: object) -> None:
+        counts.append(len(arrays[0]) - 1)
+        plan(self, arrays, *rest)
+
+    monkeypatch.setattr(fake_flashinfer.Paged, "set", counting)
+    apart = Case("", [1, 20, 0, 5, 1], [40, 3, 7, 9, 90], kv_heads=1, dim=80, latent_dim=64)
+    for case, expected in ((apart, [4]), (replace(apart, past=[40, 3, 7, 9, 32], shared=32), [2, 1, 2])):
+        counts.clear()
+        scene = make_scene(case, torch.float32, CPU)
+        assert error(scene.run(backend), scene.truth(), torch.float32) <= 1
+        assert sorted(counts) == sorted(expected)
+
+
+def test_plans_of_latents_have_room_for_so_many_works(backend: FlashInferBackend) -> None:
+    """16,384: one for 64 query rows of a request (128 where they have more), and splits on every multiprocessor."""
+    kind = importlib.import_module("sgl.kernels.flashinfer.attention").Kind
+    deepseek = kind(128, 1, 576, 64, torch.bfloat16, 1.0, None, None, 512)
+    assert deepseek.has_plan(np.array([8192])) and deepseek.has_plan(np.array([1] * 16000))
+    assert not deepseek.has_plan(np.array([16384])) and not deepseek.has_plan(np.array([1] * 16200))
+    lite = replace(deepseek, num_heads=16)
+    assert lite.has_plan(np.array([4] * 16000)) and not lite.has_plan(np.array([4] * 16200))
+    assert not lite.has_plan(np.array([131072])) and replace(lite, latent_dim=0).has_plan(np.array([131072]))
+    scene = make_scene(Case("", [1100], [0], heads=2048, kv_heads=1, dim=2, latent_dim=1), torch.float32, CPU)
+    meta = backend.plan(scene.batch)
+    for run in (backend.run, graph_of(backend, scene).run):
+        with pytest.raises(NotImplementedError):
+            run(scene.q, scene.kv, meta, scene.rules)
+
+
+def graph_of(backend: FlashInferBackend, scene: Scene) -> GraphBackend[Any]:
+    graph = backend.graph_buffers(scene.batch)
+    assert graph is not None
+    return graph
+
+
+def test_what_is_kept_for_plans_is_told_once() -> None:
+    """By what FlashInfer's wrappers allocate: 8 MiB each, of one for every role of every kind of layers."""
+    specs = [KVSpec("full", 2, 128, torch.bfloat16), KVSpec("window", 2, 128, torch.bfloat16, 7)]
+    with pytest.MonkeyPatch.context() as patch:
+        fake_flashinfer.install(patch)
+        traits = importlib.import_module("sgl.engine.attn.flashinfer").FlashInferBackend(DEVICE, [*specs] * 3).traits
+    assert (traits.plan_bytes, traits.graph_bytes) == (4 * 2 * 8 << 20, 2 * 8 << 20)
+    assert traits.step_bytes == importlib.import_module("sgl.engine.attn.triton").SPLIT_BYTES
+
+
+def test_warming_up_meets_every_role(backend: FlashInferBackend) -> None:
+    role_of = importlib.import_module("sgl.engine.attn.parts").role_of
+    rows = [plan.rows[0].num_tokens for plan in first_steps(1024, 16, samples=True)]
+    assert {role_of(count) for count in rows} == {"decode", "short", "long"}

@@ -34,7 +34,7 @@ def test_spares_no_less_than_the_best_prefix_alone(seed: int) -> None:
     pages = np.full((9, 16), 77, np.int32)
     for slot, table in zip(slots, tables, strict=True):
         pages[slot, : len(table)] = table
-    found = Tables(pages, slots, np.array([len(table) for table in tables])).prefixes(np.arange(len(tables)))
+    found = Tables(pages, slots, np.array([len(table) for table in tables])).prefixes()
     rows = [row for prefix in found for row in prefix.rows]
     assert len(rows) == len(set(rows))
     for prefix in found:
@@ -46,5 +46,28 @@ def test_spares_no_less_than_the_best_prefix_alone(seed: int) -> None:
 
 def test_what_branches_off_late_is_apart_from_what_branches_off_early() -> None:
     tables = [[1, 2, 3, 4], [1, 9, 9, 9], [1, 2, 3, 5], [1, 8, 8, 8], [7, 7, 7, 7]]
-    found = Tables(np.array(tables, np.int32), np.arange(5), np.full(5, 4)).prefixes(np.arange(5))
+    found = Tables(np.array(tables, np.int32), np.arange(5), np.full(5, 4)).prefixes()
     assert sorted((sorted(prefix.rows.tolist()), prefix.num_pages) for prefix in found) == [([0, 2], 3), ([1, 3], 1)]
+
+
+@pytest.mark.parametrize("worth", [1, 5000])
+def test_rows_that_branch_off_one_after_the_other(worth: int) -> None:
+    """Ever longer prefixes of one document: as many branches as rows."""
+    count = 600
+    pages = np.arange(count * (count + 1), dtype=np.int32).reshape(count, count + 1) + 10_000
+    for row in range(count):
+        pages[row, : row + 1] = range(row + 1)
+    found = Tables(pages, np.arange(count), np.arange(count) + 2).prefixes(worth)
+    rows = [row for prefix in found for row in prefix.rows]
+    assert len(rows) == len(set(rows)) and found
+    assert all(1 <= prefix.num_pages <= prefix.rows.min() + 1 for prefix in found)
+
+
+def test_what_is_not_worth_it_is_not_told_apart() -> None:
+    pages = np.arange(4 * 9, dtype=np.int32).reshape(4, 9) + 100
+    pages[:, :2] = [1, 2]
+    pages[2:, :5] = [1, 2, 3, 4, 5]
+    tables = Tables(pages, np.arange(4), np.full(4, 9))
+    for worth, expected in ((21, [([0, 1], 2), ([2, 3], 5)]), (22, [([0, 1, 2, 3], 2)])):
+        found = tables.prefixes(worth)
+        assert sorted((sorted(prefix.rows.tolist()), prefix.num_pages) for prefix in found) == expected

@@ -164,6 +164,8 @@ def test_checks_come_by_turns() -> None:
     names = [check.name for check in gpu_sections._checks(open_device("cpu"))]
     first = [name.rpartition("-")[0].partition(" ")[0] for name in names[:12]]
     assert len(names) == len(set(names)) > 500 and len(set(first)) >= 6
+    is_flashinfer = ["flashinfer" in name for name in names]
+    assert any(is_flashinfer) and is_flashinfer == sorted(is_flashinfer), "what takes longest to compile comes last"
 
 
 @dataclass

@@ -196,7 +196,7 @@ class FakeCuda(TorchDispatchMode):
             with self:  # some of what it is made of may wait
                 return func.decompose(*args, **kwargs)
         else:
-            self._check(func, packet, args, tensors)
+            self._check(func, packet, args, kwargs, tensors)
         _check_generator(kwargs, asked)
         return self._compute(func, args, kwargs, is_far=bool(far) if asked is None else asked.type == "cuda")
 
@@ -225,8 +225,8 @@ class FakeCuda(TorchDispatchMode):
         if host is not None and not (may and host.untyped_storage().data_ptr() in self._pinned):
             self.wait(f"{func} of {tuple(source.shape)}, {'pageable memory' if may else 'blocking'}")
 
-    def _check(self, func: Any, packet: Any, args: Any, tensors: list[Tensor]) -> None:
-        if packet in _WAITING or (packet is aten.repeat_interleave and "self_Tensor" not in func._overloadname):
+    def _check(self, func: Any, packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
+        if packet in _WAITING or (packet is aten.repeat_interleave and kwargs.get("output_size") is None):
             self.wait(func)
         near = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
         if packet in _INDEXING:
