@@ -72,10 +72,11 @@ def test_a_broken_step_leaves_nothing_of_a_preempted_row(is_deferred: bool) -> N
     ended = {output.rid for output in scheduler.fail("boom")}
     assert ended == ({"high"} if is_deferred else {"high", "low"}), "nobody knows what its grammar has taken in"
     grammars.deferral = 0.0
-    tokens = first.token_ids
+    tokens, before = first.token_ids, scheduler.num_steps
     while scheduler.has_work:
         _, outputs = step(scheduler)
         tokens += [token_id for output in outputs for token_id in output.token_ids]
+    assert scheduler.num_steps - before == len(tokens) - 1, "every step brought one"
     assert tokens == [place % 5 for place in range(18 if is_deferred else 1)]
 
 
