@@ -95,7 +95,7 @@ def check_output(file: str) -> None:
     is_new = not Path(file).exists()
     append(file)
     if is_new:
-        Path(file).unlink()
+        Path(file).resolve().unlink()  # a link to it stays
 
 
 def append(file: str, *results: Mapping[str, Any]) -> None:

@@ -67,11 +67,14 @@ def one_batch(
     from sgl.bench import limits, provenance
     from sgl.bench.constraint import chosen
     from sgl.bench.one_batch import PHASES, Workload, measure
+    from sgl.bench.peers.engine import check_peer, parse_python
 
     grammar = chosen(**constraint)
     if versus and grammar:
         message = "--versus has answers that are kept to no grammar; leave it out, or see `sgl bench compare`."
         raise ConfigError(message, param="--versus")
+    pythons = parse_python(peer_python)
+    check_peer(versus, peer_model)
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}.", param="--repeats")
     lengths = {"--batch-size": batch_size, "--input-len": input_len, "--output-len": output_len}
@@ -101,7 +104,7 @@ def one_batch(
             provenance.append(output_file, {**head, **run.to_dict(), **peaks, **summary})
 
     series: dict[tuple[Workload, str], list[Run]] = {}
-    with _engines(config, grammar, versus, peer_model, peer_python, profile=profile) as (own, engines):
+    with _engines(config, grammar, versus, peer_model, pythons, profile=profile) as (own, engines):
         yardstick = yardstick_of(own.engine.info.cost, own.engine.config, required=bool(least))
         runs = measure(engines, workloads, repeats, own.engine.info.vocab_size, yardstick, seed)
         interrupted = _collect(runs, len(engines) * len(workloads), repeats, series, record)
@@ -115,14 +118,18 @@ command = command_of(one_batch)
 
 @contextmanager
 def _engines(
-    config: EngineConfig, grammar: Grammar | None, versus: str, peer_model: str, peer_python: str, *, profile: bool
+    config: EngineConfig,
+    grammar: Grammar | None,
+    versus: str,
+    peer_model: str,
+    pythons: Mapping[str, str],
+    *,
+    profile: bool,
 ) -> Iterator[tuple[SglEngine, list[BatchEngine]]]:
     """This engine, and all that take turns: with the other one, if one is asked for."""
     from sgl.bench.engines import SglEngine
     from sgl.bench.peers import engine as peers
 
-    pythons = peers.parse_python(peer_python)
-    peers.check_peer(versus, peer_model)
     engines: list[BatchEngine] = []
     with peers.closing_all(engines):
         if versus:  # first: a peer that does not start is told at once

@@ -25,9 +25,11 @@ def print_help(command: Any, ctx: Any, subcommands: Iterable[tuple[str, str]] = 
     named = []
     for parameter in command.get_params(ctx):
         panel = getattr(parameter, "rich_help_panel", None) or f"{parameter.param_type_name.capitalize()}s"
+        if getattr(parameter, "hidden", False):
+            continue
         if panel == ENGINE:
             named.append(parameter.opts[0])
-        elif not getattr(parameter, "hidden", False):
+        else:
             groups.setdefault(panel, []).append((_names(parameter), _sentence(parameter)))
     screen = console.out()
     screen.width = min(screen.width, _WIDTH)
@@ -48,8 +50,8 @@ def print_help(command: Any, ctx: Any, subcommands: Iterable[tuple[str, str]] = 
 
 def _usage(command: Any, ctx: Any) -> str:
     """The usage line; what is required stands without the braces that typer puts around it."""
-    pieces = [re.sub(r"^\{(.*)\}(\.\.\.)?$", r"\1", piece) for piece in command.collect_usage_pieces(ctx)]
-    return " ".join([ctx.command_path, *pieces])
+    pieces = [re.sub(r"^\{(.*)\}(\.\.\.)?$", r"\1\2", piece) for piece in command.collect_usage_pieces(ctx)]
+    return " ".join([ctx.command_path, *pieces]).replace("." * 6, "...")  # of a metavar that says so itself
 
 
 def _reflowed(text: str) -> str:

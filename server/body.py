@@ -28,13 +28,21 @@ MAX_NESTING = 64
 MAX_CONTAINERS = MAX_STRINGS = 200_000
 """Most arrays and objects of a body, and most texts: empty ones take fifty times the memory of their two bytes."""
 MAX_OTHER_BYTES = 2**22
-"""Most bytes of a body beside what the model is to read: a schema of megabytes is not worth decoding to refuse it."""
+"""Most bytes of one request beside what the model reads: a schema of megabytes is not worth decoding to refuse it."""
 _READ_FIELDS = frozenset(
     (
         *("text", "input_ids", "input_embeds", "prompt", "messages", "system", "input", "instructions", "tokens"),
         *("query", "documents", "items", "text_1", "text_2"),
+        "image_data",  # which is refused for what it is
     )
 )
+_LISTED_FIELDS = frozenset(
+    (
+        *("sampling_params", "rid", "session_params", "custom_logit_processor", "token_ids_logprob"),
+        *("return_logprob", "logprob_start_len", "top_logprobs_num", "return_hidden_states", "return_receipt"),
+    )
+)
+"""Those that may hold an entry for each prompt: thousands of grammars or lists of ids are no single large one."""
 _LINGER_S = 5.0
 _FORM_BYTES = 2**17  # what a form may take beside the file in it
 _LARGE_BYTES = 2**20
@@ -150,10 +158,10 @@ def _check_headers(headers: Headers) -> None:
 
 
 def _decode(body: bytes) -> Any:
-    if len(body) >= _LARGE_BYTES:
-        _check_others(body)
     outside = _outside(body)
     num_containers = _check_structure(outside.translate(None, _NO_BRACKETS))
+    if len(body) >= _LARGE_BYTES:
+        _check_others(body)
     try:
         value = _in_steps(body)
     except (UnicodeDecodeError, msgspec.DecodeError):
@@ -164,17 +172,32 @@ def _decode(body: bytes) -> Any:
 
 
 def _check_others(body: bytes) -> None:
-    """Refuses what is long beside the fields that may be; also where it is hidden behind the same name again."""
+    """Refuses what is long beside the fields that may be; what stands behind the same name again is never decoded."""
     try:
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+    except (UnicodeDecodeError, msgspec.DecodeError):
         return  # which is told better by who decodes all of it
-    num_read = sum(len(memoryview(member)) for name, member in members.items() if name in _READ_FIELDS)
-    if len(body) - num_read > MAX_OTHER_BYTES:
-        name = max(members.keys() - _READ_FIELDS, key=lambda name: len(memoryview(members[name])), default="")
-        where = f"`{name:.{_MAX_SHOWN_CHARS}}` is too large: the" if name else "The"
+    sizes = {name: _size(name, member) for name, member in members.items() if name not in _READ_FIELDS}
+    if sum(sizes.values()) > MAX_OTHER_BYTES:
+        largest = max(sizes, key=sizes.__getitem__)
+        name = largest[:_MAX_SHOWN_CHARS] if sizes[largest] > MAX_OTHER_BYTES else None
+        where = "The" if name is None else f"`{name}` is too large: the"
         text = f"{where} fields beside the prompt must have at most {MAX_OTHER_BYTES} bytes together."
-        raise SglError(text, code="body_too_large", param=name[:_MAX_SHOWN_CHARS] or None)
+        raise SglError(text, code="fields_too_large", param=name)
+
+
+def _size(name: str, member: msgspec.Raw) -> int:
+    """Bytes of a member that count: of a list with an entry for each prompt at most what one entry has."""
+    view = memoryview(member)
+    if name not in _LISTED_FIELDS or bytes(view[:1]) != b"[":
+        return len(view)
+    if name != "sampling_params":
+        return 0  # numbers and short texts, which their own limits bound
+    try:
+        entries = msgspec.json.decode(member, type=list[dict[str, msgspec.Raw] | None])
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return len(view)
+    return max((sum(len(memoryview(value)) for value in entry.values()) for entry in entries if entry), default=0)
 
 
 def _at_once(body: bytes) -> Any:

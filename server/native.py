@@ -162,7 +162,7 @@ def read_call(raw: dict[str, Any], *, hidden: bool = False) -> Call:
         "token_ids_logprob": token_columns(body.token_ids_logprob, len(prompts)),
         "return_hidden_states": hidden if wanted is None else wanted,
         "return_receipt": body.return_receipt,
-        "session": body.session_params,
+        "session_params": body.session_params,
         "custom_logit_processor": body.custom_logit_processor,
     }
     common = {

@@ -49,8 +49,8 @@ def make_batch(field: str, prompts: Sequence[Any], is_list: bool, columns: Mappi
     Args:
         field: the one of `GenerateRequest` that the prompts go to: ``text``, ``input_ids``, ...
         is_list: whether the prompts came as a list.
-        columns: ``sampling_params`` and fields of `GenerateRequest` of which each prompt may have its own: one value
-            for all or a list with one for each; None stands for the default.
+        columns: ``sampling_params``, ``session_params`` and fields of `GenerateRequest` of which each prompt may have
+            its own: one value for all or a list with one for each; None stands for the default.
         common: fields of `GenerateRequest` that all prompts share.
 
     Raises:
@@ -60,8 +60,8 @@ def make_batch(field: str, prompts: Sequence[Any], is_list: bool, columns: Mappi
     requests = []
     for position, prompt in enumerate(prompts):
         row = {name: column[position] for name, column in split.items() if column[position] is not None}
-        sampling = row.pop("sampling_params", None)
-        request = GenerateRequest(**{field: prompt}, **common, **row)
+        sampling, session = row.pop("sampling_params", None), row.pop("session_params", None)
+        request = GenerateRequest(**{field: prompt}, session=session, **common, **row)
         set_sampling(request, sampling)
         requests.append(request)
     return Batch(requests, is_list or any(request.n != 1 for request in requests))

@@ -243,7 +243,7 @@ class Engine:
         contents, is_list = _READERS[field](value)
         if columns.get("return_hidden_states") is None:
             columns["return_hidden_states"] = self._engine.config.serve.return_hidden_states
-        columns.update(session=_sessions(columns.pop("session_params", None)), sampling_params=sampling)
+        columns.update(session_params=_sessions(columns.pop("session_params", None)), sampling_params=sampling)
         ids = token_columns(columns.pop("token_ids_logprob", None), len(contents))
         if not is_list:  # then a list is one value
             columns = {name: [column] for name, column in columns.items()}

@@ -7,11 +7,13 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
 import sgl
-from sgl.cli import main
+from sgl.cli import help, main
 from sgl.engine.base.errors import EngineDiedError, SglError
 
 HEAVY = (
@@ -129,6 +131,25 @@ def test_engine_options_are_described_by_serve_and_named_by_others() -> None:
     assert "MODEL  " in named and "[MODEL]  " not in named
     broken = [line for line in described.splitlines() if line.startswith("│ ") and "|" in line.split()[1]]
     assert broken and not any(line.split()[1].startswith("|") for line in broken)
+
+
+def test_usage_says_what_is_repeated_and_names_nothing_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def copy(
+        files: Annotated[list[str], typer.Argument(metavar="FILE")],
+        secret: Annotated[str, typer.Option("--secret", hidden=True, rich_help_panel=help.ENGINE)] = "",
+        shown: Annotated[str, typer.Option("--shown", rich_help_panel=help.ENGINE)] = "",
+    ) -> None:
+        """Copy."""
+
+    command = typer.main.get_command(app)
+    help.print_help(command, command.make_context("copy", [], resilient_parsing=True))
+    told = capsys.readouterr().out
+    assert told.startswith("Usage: copy [OPTIONS] FILE...\n")
+    assert sgl_command("bench", "report", "--help").stdout.startswith("Usage: sgl bench report [OPTIONS] FILE...\n")
+    assert "--shown" in told and "--secret" not in told
 
 
 def test_a_pipe_has_whole_tables() -> None:

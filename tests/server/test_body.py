@@ -246,6 +246,12 @@ def test_a_large_body_is_decoded_beside_the_event_loop(monkeypatch: pytest.Monke
 
 
 _LONG = b'"' + b"x" * MAX_OTHER_BYTES + b'"'
+_HALF = b'"' + b"x" * (MAX_OTHER_BYTES // 2) + b'"'
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setattr(body, name, lambda content: pytest.fail("decoded"))
 
 
 @pytest.mark.parametrize(
@@ -253,19 +259,54 @@ _LONG = b'"' + b"x" * MAX_OTHER_BYTES + b'"'
     [
         (b'{"regex":' + _LONG + b"}", "regex"),
         (b'{"text":' + _LONG + b',"sampling_params":{"json_schema":{"title":' + _LONG + b"}}}", "sampling_params"),
-        (b'{"regex":' + _LONG + b',"regex":""}', "regex"),
-        (b'{"text":' + _LONG + b',"text":""}', None),
-        (b'{"text":""' + b" " * MAX_OTHER_BYTES + b"}", None),
+        (b'{"sampling_params":[null,{"n":1,"regex":' + _LONG + b"}]}", "sampling_params"),
+        (b'{"sampling_params":[{"json_schema":{"title":' + _LONG + b"}},1]}", "sampling_params"),
+        (b'{"tools":[' + _LONG + b"]}", "tools"),
+        (b'{"model":' + _HALF + b',"tools":{"a":' + _HALF + b"}}", None),
     ],
-    ids=["grammar", "within", "hidden", "hidden text", "blanks"],
+    ids=["grammar", "within", "of one prompt", "among what is none", "list", "together"],
 )
 def test_what_is_large_and_no_prompt_is_not_decoded(
     content: bytes, param: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body, "_outside", lambda content: pytest.fail("looked at"))
+    _forbid(monkeypatch, "_in_steps", "_at_once")
     with pytest.raises(SglError, match=f"at most {MAX_OTHER_BYTES} bytes together") as refused:
         asyncio.run(read_object(_request(content)))
-    assert (refused.value.status, refused.value.param) == (400, param)
+    error = refused.value
+    assert (error.status, error.code, error.param) == (400, "fields_too_large", param)
+    assert error.message.startswith(f"`{param}` is too large: the" if param else "The")
+
+
+def test_many_members_are_refused_before_any_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    _forbid(monkeypatch, "_check_others", "_in_steps", "_at_once")
+    content = b"{" + b",".join(b'"%d":1' % number for number in range(MAX_STRINGS + 1)) + b"}"
+    assert len(content) > 2**20
+    with pytest.raises(SglError, match=f"more than {MAX_STRINGS} strings"):
+        asyncio.run(read_object(_request(content)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": ["a"] * 9, "sampling_params": [*[{"regex": "x" * 2**19}] * 9, None, {}]},
+        {"text": ["a"] * 2, "token_ids_logprob": [[7] * 2**20] * 2},
+        {"text": "", "image_data": "x" * MAX_OTHER_BYTES},
+    ],
+    ids=["sampling", "ids", "image"],
+)
+def test_what_is_large_with_reason_is_left_to_its_own_checks(value: dict[str, Any]) -> None:
+    content = json.dumps(value).encode()
+    assert len(content) > MAX_OTHER_BYTES
+    assert asyncio.run(read_object(_request(content))) == value
+
+
+def test_what_blanks_and_repeated_names_take_is_no_fields_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asyncio.run(read_object(_request(b'{"text":""' + b" " * MAX_OTHER_BYTES + b"}"))) == {"text": ""}
+    _forbid(monkeypatch, "_at_once")
+    for name in (b"messages", b"regex"):
+        content = b'{"model":"m","' + name + b'":' + _LONG + b',"' + name + b'":""}'
+        with pytest.raises(SglError, match="gives a name more than once"):
+            asyncio.run(read_object(_request(content)))
 
 
 @pytest.mark.parametrize(

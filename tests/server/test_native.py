@@ -180,6 +180,11 @@ def test_cached_tokens_are_reported(served: Served) -> None:
         ({"text": "a", "session_params": {"id": "s"}}, "session_params.id", "no open session 's'"),
         ({"text": "a", "session_params": {"rid": "s"}}, "session_params.id", "is required"),
         ({"text": "a", "session_params": {"id": "s", "ofset": 3}}, "session_params.ofset", "not a known field"),
+        (
+            {"text": "a", "session_params": []},
+            "session_params",
+            "`session_params` must have an entry for each of the 1",
+        ),
         ({"text": "a", "custom_logit_processor": "x"}, "custom_logit_processor", "--enable-custom-logit-processor"),
         ({"text": "a", "sampling_params": {"custom_params": {"a": 1}}}, "custom_params", "custom_logit_processor"),
         ({"text": "a", "token_ids_logprob": [[1], [2]]}, "token_ids_logprob", "each of the 1 prompts"),
