@@ -86,7 +86,7 @@ static float least_of(const float* probs, int64_t width, int64_t most, int64_t l
 // they are enough to tell.
 static float floor_of(const float* probs, int64_t width, float peak, int64_t most, int64_t limit) {
   static thread_local std::vector<float> large;
-  for (float part : {0x1p-10f, 0x1p-20f, 0x1p-40f}) {
+  for (float part : {0x1p-2f, 0x1p-5f, 0x1p-10f, 0x1p-20f}) {
     f32x16 bound = splat(peak * part);
     large.clear();
     int64_t share = 0;
