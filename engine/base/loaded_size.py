@@ -32,6 +32,7 @@ class _Rates:
         rounded: of linear layers in floating point.
         bits: of a number in words of 32.
         has_table: whether the codes of 4 bits are bitsandbytes', which have a table of their own.
+        width: inputs that share a scale in fp8; 0: all.
     """
 
     item: int
@@ -40,6 +41,7 @@ class _Rates:
     rounded: float
     bits: int
     has_table: bool
+    width: int
 
     def size(self, name: str, kind: str, shape: list[int]) -> float:
         """Bytes of a tensor."""
@@ -51,10 +53,16 @@ class _Rates:
         if kind == "U8":  # two codes in a byte
             return 2 * count * ((0.56 if self.has_table else 1) if self.is_packed and self.on_cpu else self.item)
         if kind.startswith("F8"):
-            return count * (1 if self.is_packed else self.item)
+            return count * (1 if self.is_packed and self._fits(shape) else self.item)
         if kind == "I8":
             return count * (1 if self.is_packed else self.item)
         return count * _STORED_BYTES.get(kind, 1)
+
+    def _fits(self, shape: list[int]) -> bool:
+        """Whether there are kernels for a tensor in fp8; see ``fits_coded_products`` of kernels/ops/linear.py."""
+        if not self.on_cpu or len(shape) != 2:
+            return True
+        return shape[1] % 4 == 0 and (self.width >= shape[1] or self.width % 32 == 0)
 
 
 def loaded_bytes(folder: Path, config: EngineConfig, hf_config: Mapping[str, Any]) -> int:
@@ -84,7 +92,14 @@ def _rates(config: EngineConfig, stored: Mapping[str, Any]) -> _Rates:
         rounded=item if is_decoded else _ROUNDED_BYTES[kind],
         bits=bits if isinstance(bits, int) and 1 <= bits <= 32 else 4,
         has_table=stored.get("quant_method") == "bitsandbytes",
+        width=next((width for entry in weights if (width := _width(entry))), 0),
     )
+
+
+def _width(entry: Mapping[str, Any]) -> int:
+    """Of the blocks that a format tells of; 0 if it tells of none."""
+    block = entry.get("weight_block_size") or entry.get("block_structure")
+    return block[1] if isinstance(block, list) and len(block) == 2 and isinstance(block[1], int) else 0
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def op_of(weight: Weight, build: Build) -> str:
     if isinstance(weight, Float8Weight) and kernels.name("linear.fp8") != REFERENCE:
         return "linear.fp8"
     if isinstance(weight, Float8Weight | CodedWeight):
-        return "linear.coded" if kernels.name("linear.coded") != REFERENCE else "linear"
+        has_kernel = kernels.name("linear.coded") != REFERENCE and weight.fits_coded_products
+        return "linear.coded" if has_kernel else "linear"
     if not isinstance(weight, QuantizedWeight):
         return "linear"
     if weight.fits_integer_products:

@@ -33,7 +33,7 @@ _FP8_FORMATS: tuple[tuple[tuple[int, int], Activations], ...] = (
 )
 
 _CODED: tuple[tuple[tuple[int, int] | None, int], ...] = (
-    *(((1, _WHOLE), 0), ((_WHOLE, _WHOLE), 0), ((128, 128), 0), ((64, 48), 0)),
+    *(((1, _WHOLE), 0), ((_WHOLE, _WHOLE), 0), ((128, 128), 0), ((64, 32), 0)),
     *((None, 32), (None, 64), (None, _WHOLE)),
 )
 """The blocks of fp8, or None and inputs of a group of codes of four bits."""
@@ -46,6 +46,8 @@ def cases() -> Iterator[Case]:
         for number, (block, activations) in enumerate(_FP8_FORMATS):
             yield _fp8(_FORMS[(index + number) % 3], block, activations, *shape)
         for number, (unit, group) in enumerate(_CODED):
+            if unit is None and shape[1] % 8:  # rows that end within a word
+                continue
             yield _coded(_FORMS[(index + number) % 3], unit, group, *shape)
     for rows in (1, 64, 2048):
         yield _weight_only("plain", 4, 128, True, False, rows, 4096, 6144, large=True)

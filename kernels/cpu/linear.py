@@ -40,9 +40,6 @@ _DIGITS = 3
 _MOST_SUMMED = 1 << 16
 """Products of a byte and a signed byte that fit into 32 bits together."""
 
-_TILE = 32
-"""Inputs in bf16 that products of tiles take at a time."""
-
 
 class WeightStruct(ctypes.Structure):
     """Mirrors ``Weight`` of kernels.h, field by field."""
@@ -185,15 +182,10 @@ def _integers(weight: QuantizedWeight, bias: Tensor | None, form: Form, allocate
 def linear_coded(
     weight: Float8Weight | CodedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
 ) -> LinearFn:
-    width = weight.block[1] if isinstance(weight, Float8Weight) else weight.group
-    inner = (weight.values if isinstance(weight, Float8Weight) else weight.codes).shape[1]
-    if inner % (32 // weight.bits) or (width < inner and width % _TILE):
-        return linear(weight.dequantize().bfloat16(), bias, form, allocate)
-    group = min(width, inner)
     if isinstance(weight, Float8Weight):
-        scales = weight.scales.repeat_interleave(weight.block[0], 0)[: weight.values.shape[0]]
-        return _packed("float8", weight.values.view(torch.uint8), scales, group, bias, form, allocate)
-    table, factor = _table(weight.table)
+        values, scales = weight.values.view(torch.uint8), weight.per_row().scales
+        return _packed("float8", values, scales, min(weight.block[1], values.shape[1]), bias, form, allocate)
+    (table, factor), group = _table(weight.table), min(weight.group, weight.codes.shape[1])
     return _packed("code4", weight.codes, weight.scales / factor, group, bias, form, allocate, table=table)
 
 

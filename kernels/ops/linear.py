@@ -148,6 +148,17 @@ class Float8Weight:
     input_scale: float | None = None  # with activations "tensor"
     bits: ClassVar[int] = 8
 
+    @property
+    def fits_coded_products(self) -> bool:
+        """Whether `linear.coded` computes with it."""
+        return _fits_coded_products(self.values.shape[1], self.block[1], self.bits)
+
+    def per_row(self) -> Float8Weight:
+        """The same with scales for every row."""
+        rows, height = self.values.shape[0], self.block[0]
+        scales = self.scales.repeat_interleave(min(height, rows), 0)[:rows]
+        return replace(self, scales=scales, block=(1, self.block[1]))
+
     def dequantize(self) -> Tensor:
         """The weight in float32 ``[N, K]``."""
         rows, inner = self.values.shape
@@ -165,10 +176,20 @@ class CodedWeight:
     group: int  # inputs; the last group may be shorter
     bits: ClassVar[int] = 4
 
+    @property
+    def fits_coded_products(self) -> bool:
+        """Whether `linear.coded` computes with it."""
+        return _fits_coded_products(self.codes.shape[1], self.group, self.bits)
+
     def dequantize(self) -> Tensor:
         """The weight in float32 ``[N, K]``."""
         inner = self.codes.shape[1]
         return self.table[self.codes.int()].mul_(_spread(self.scales, self.group, inner))
+
+
+def _fits_coded_products(inner: int, group: int, bits: int) -> bool:
+    """Rows of whole words of 32 bits; scales for a whole row, or for whole steps of tiles (32 inputs)."""
+    return inner % (32 // bits) == 0 and (group >= inner or group % 32 == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +268,7 @@ def _stacked_floats(parts: list[Float8Weight], count: int) -> Float8Weight | Non
     """Scales per tensor become scales per row, so that parts keep their own."""
     if len(parts) < count or any(part.activations != parts[0].activations for part in parts):
         return None
-    parts = [_per_row(part) if part.block[0] >= part.values.shape[0] else part for part in parts]
+    parts = [part.per_row() if part.block[0] >= part.values.shape[0] else part for part in parts]
     first = parts[0]
     whole_blocks = all(part.values.shape[0] % part.block[0] == 0 for part in parts[:-1])
     if not whole_blocks or any(part.block != first.block for part in parts):
@@ -268,11 +289,6 @@ def _stacked_codes(parts: list[CodedWeight], count: int) -> CodedWeight | None:
     return replace(first, codes=codes, scales=scales)
 
 
-def _per_row(weight: Float8Weight) -> Float8Weight:
-    rows = weight.values.shape[0]
-    return replace(weight, scales=weight.scales.expand(rows, -1).contiguous(), block=(1, weight.block[1]))
-
-
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else torch.equal(a, b)
 
@@ -286,7 +302,9 @@ def arranged(weight: Weight, arrange: Callable[[Tensor], Tensor]) -> Weight:
     if isinstance(weight, CodedWeight):
         return replace(weight, codes=arrange(weight.codes), scales=arrange(weight.scales))
     if isinstance(weight, Float8Weight):  # blocks may be torn apart
-        return DecodedWeight(arrange(weight.dequantize()), 8)
+        weight = weight.per_row()
+        values = arrange(weight.values.view(torch.uint8)).view(torch.float8_e4m3fn)
+        return replace(weight, values=values, scales=arrange(weight.scales))
     return arrange(weight) if isinstance(weight, Tensor) else replace(weight, values=arrange(weight.values))
 
 
@@ -375,5 +393,7 @@ def linear_fp8(weight: Float8Weight, bias: Tensor | None, form: Form, allocate: 
 def linear_coded(
     weight: Float8Weight | CodedWeight, bias: Tensor | None, form: Form, allocate: Allocate = fresh
 ) -> LinearFn:
-    """As `linear` for a weight in fp8 or codes, whose inputs stay what they are, whatever the format says of them."""
+    """As `linear` for a weight in fp8 or codes, whose inputs stay what they are, whatever the format says of them. It
+    must fit coded products and hold no NaN, which kernels may read out as a number; loading refuses such a weight.
+    """
     return shaped(RoundedLinear(weight.dequantize(), bias, Tensor.float), form)

@@ -55,6 +55,15 @@ def test_nothing_is_said_of_what_is_not_known(folder: Path, tmp_path_factory: py
 STORED = {
     "bf16": ({"weight": ("BF16", 4, 64)}, None),
     "fp8": ({"weight": ("F8_E4M3", 4, 64)}, {"quant_method": "fp8"}),
+    "fp8 odd rows": ({"weight": ("F8_E4M3", 4, 62)}, {"quant_method": "fp8"}),
+    "fp8 odd blocks": ({"weight": ("F8_E4M3", 4, 64)}, {"quant_method": "fp8", "weight_block_size": [64, 48]}),
+    "fp8 blocks": (
+        {"weight": ("F8_E4M3", 4, 256)},
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"weights": {"num_bits": 8, "block_structure": [128, 128]}}},
+        },
+    ),
     "int8": ({"weight": ("I8", 4, 64)}, {"quant_method": "compressed-tensors"}),
     "awq": ({"qweight": ("I32", 64, 4)}, {"quant_method": "awq", "bits": 4}),
     "gptq3": ({"qweight": ("I32", 6, 32)}, {"quant_method": "gptq", "bits": 3}),
@@ -77,6 +86,9 @@ STORED = {
         ("bf16", {"model__quantization": "fp8"}, 256),
         ("fp8", {}, 256),
         ("fp8", {"model__dtype": "float32"}, 1024),
+        ("fp8 odd rows", {}, 496),
+        ("fp8 odd blocks", {}, 512),
+        ("fp8 blocks", {}, 1024),
         ("int8", {}, 256),
         ("int8", {"model__dtype": "float32"}, 1024),
         ("awq", {}, 1024),

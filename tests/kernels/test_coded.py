@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,13 +11,15 @@ from torch import Tensor
 from sgl.engine.base.device import CPU_ISAS, detect_isa
 from sgl.kernels.cpu import native
 from sgl.kernels.cpu.linear import NativeLinear, linear_coded
-from sgl.kernels.ops.linear import CodedWeight, Float8Weight
+from sgl.kernels.ops.linear import CodedWeight, Float8Weight, arranged
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 ROW = 1 << 20
 SHAPES = ((64, 128), (100, 8), (5, 288), (330, 160))  # outputs and inputs
+LONG_SHAPES = ((70, 4904), (32, 6144))  # inputs of several parts that are read out, the last one shorter
 ROWS = (1, 2, 3, 5, 11, 16, 17, 33, 70)
+MANY_ROWS = (1, 16, 17, 97, 200)  # more than pass over a panel at a time
 NUMBERS = torch.arange(256, dtype=torch.uint8)[torch.arange(256) % 128 != 127].view(torch.float8_e4m3fn)
 """All of e4m3 but NaN."""
 
@@ -53,21 +57,24 @@ FORMATS = {
 }
 
 
+@pytest.mark.parametrize(("shapes", "rows"), [(SHAPES, ROWS), (LONG_SHAPES, MANY_ROWS)], ids=["short", "long"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_sums_are_as_good_as_those_in_float32_and_the_same_for_any_number_of_rows(isa: str, name: str) -> None:
+def test_sums_are_as_good_as_those_in_float32_and_the_same_for_any_number_of_rows(
+    isa: str, name: str, shapes: tuple[tuple[int, int], ...], rows: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     make, size = FORMATS[name]
-    for columns, inner in SHAPES:
+    for columns, inner in shapes:
         weight, numbers = make(size, columns, inner)
         bias = torch.randn(columns).bfloat16()
-        x = torch.randn(max(ROWS), inner).bfloat16()
+        x = torch.randn(max(rows), inner).bfloat16()
         prepared = linear_coded(weight, bias, "float32")
         assert isinstance(prepared, NativeLinear) and prepared.format == ("float8" if make is float8 else "code4")
         together = prepared(x)
         size_of_sums = x.double().abs() @ numbers.abs().t() + bias.double().abs()
         assert ((together - (x.double() @ numbers.t() + bias.double())).abs() / size_of_sums).max() < 1e-6
-        for rows in ROWS:
-            assert torch.equal(prepared(x[:rows]), together[:rows])
+        for count in rows:
+            assert torch.equal(prepared(x[:count]), together[:count])
 
 
 def test_every_number_is_read_out_exactly(isa: str) -> None:
@@ -92,10 +99,32 @@ def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
         assert y[[0, 1, 3, 5, 7, 8]].isfinite().all()
 
 
-@pytest.mark.parametrize(("size", "inner"), [((1, ROW), 98), ((64, 48), 144)], ids=str)
-def test_what_fits_no_line_or_tile_is_decoded(size: tuple[int, int], inner: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size", "inner", "fits"),
+    [
+        ("fp8", (1, ROW), 100, True),
+        ("fp8", (1, ROW), 98, False),
+        ("fp8", (64, 96), 200, True),
+        ("fp8", (64, 48), 144, False),
+        ("fp8", (64, 48), 48, True),
+        ("4 bits", ROW, 200, True),
+        ("4 bits", ROW, 100, False),
+        ("4 bits", 32, 200, True),
+        ("4 bits", 16, 64, False),
+    ],
+    ids=str,
+)
+def test_what_fits_no_line_or_tile_says_so(kind: str, size: Any, inner: int, fits: bool) -> None:
+    weight, _ = (float8 if kind == "fp8" else code4)(size, 70, inner)
+    assert weight.fits_coded_products is fits
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_that_move_keep_their_numbers_and_their_format(name: str) -> None:
     torch.manual_seed(0)
-    weight, numbers = float8(size, 70, inner)
-    prepared, x = linear_coded(weight, None, "float32"), torch.randn(3, inner).bfloat16()
-    assert isinstance(prepared, NativeLinear) and prepared.format == "bf16"
-    torch.testing.assert_close(prepared(x).double(), x.double() @ numbers.bfloat16().double().t(), rtol=1e-5, atol=1e-4)
+    make, size = FORMATS[name]
+    weight, _ = make(size, 330, 160)
+    order = torch.randperm(330)
+    moved = arranged(weight, lambda rows: rows[order])
+    assert type(moved) is type(weight) and moved.fits_coded_products
+    assert torch.equal(moved.dequantize(), weight.dequantize()[order])

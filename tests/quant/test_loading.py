@@ -114,6 +114,19 @@ def test_repacking_says_what_it_adds(source: Path, tmp_path: Path, caplog: pytes
     assert (model.prompt(PROMPT) - wanted).norm() / wanted.norm() < 0.05
 
 
+@pytest.mark.parametrize("repack", [False, True], ids=["decoded", "repacked"])
+def test_blocks_that_fit_no_kernel_are_decoded_or_repacked_and_say_so(
+    repack: bool, source: Path, tmp_path: Path
+) -> None:
+    config = {**_BLOCKS, "weight_block_size": [64, 48]}
+    path = layouts.convert(source, tmp_path / "quantized", layouts.fp8((64, 48), "weight_scale_inv"), config)
+    model = Paged(path, torch.bfloat16, loading={"allow_repack": repack})
+    formats = {module.format for layer in model.model._layers for module in (layer.attention.qkv, layer.mlp.down)}
+    assert formats == {"int8" if repack else "bfloat16"}
+    wanted = oracle.logits(path / "exact", torch.float32, PROMPT)
+    assert (model.prompt(PROMPT) - wanted).norm() / wanted.norm() < 0.05
+
+
 def _load(path: Path, quantization: str = "none", **options: Any) -> None:
     kernels = bind("cpu", "generic", torch.float32, ("reference",))
     load_model(
@@ -192,6 +205,20 @@ def test_corrupt_tensors_are_named(
         _load(path)
     assert all(word in caught.value.message for word in words), caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_a_single_nan_in_fp8_never_reaches_a_kernel(code: int, source: Path, tmp_path: Path) -> None:
+    """They read it out as a number."""
+
+    def damaged(weight: torch.Tensor) -> torch.Tensor:
+        weight.view(torch.uint8)[3, 5] = code
+        return weight
+
+    path = layouts.convert(source, tmp_path / "quantized", *CASES["fp8 blocks"])
+    _change(path, weight=damaged)
+    with pytest.raises(ModelError, match=r"down_proj\.weight holds NaN"):
+        Paged(path, torch.bfloat16)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "fp8", "nf4"])
