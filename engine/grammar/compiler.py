@@ -2,8 +2,8 @@
 
 A grammar is tried out in a process that can be killed (`CompilerProcess`). What passes there is known to be cheap, so
 the engine then compiles it itself, on the same thread beside the loop and without the GIL: nothing that a client could
-influence is ever deserialized here, and no library has to be able to serialize. There are as many threads as processes
-of a backend, so that a grammar which takes long keeps nobody waiting.
+influence is ever deserialized here, and no library has to be able to serialize. Every backend has as many threads as
+processes, so what is slow in one, its own loading too, keeps nobody of another one waiting.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -88,6 +88,16 @@ def _kept_bytes(future: Future[_Ready]) -> int:
     return future.result().kept_bytes() if is_there else 0
 
 
+def _is_to_keep(future: Future[_Ready]) -> bool:
+    """Whether asking again would change nothing: what the engine was at fault for is tried again."""
+    if not future.done():
+        return True
+    if future.cancelled():
+        return False
+    error = future.exception()
+    return error is None or (isinstance(error, SglError) and error.status < 500)
+
+
 class Ticket:
     """A request's share in a compilation."""
 
@@ -131,7 +141,9 @@ class Grammars:
         self._kept: OrderedDict[Grammar, Future[_Ready]] = OrderedDict()
         self._group = Group(())
         self._ends = lru_cache(256)(self._token_set)
-        self._threads = ThreadPoolExecutor(MAX_PROCESSES, "sgl-grammar")
+        self._threads: Mapping[BackendName, ThreadPoolExecutor] = {
+            name: ThreadPoolExecutor(MAX_PROCESSES, f"sgl-{name}") for name in _KINDS
+        }
         self._timer: Timer | None = None
         self._is_closed = False
 
@@ -144,12 +156,17 @@ class Grammars:
             self._timer = Timer(_QUIET_S, self._load_when_quiet, (num_steps,))
             self._timer.daemon = True
             self._timer.start()  # first: to start a thread waits for the GIL, which the other one holds at once
-            self._threads.submit(self._open_likeliest)
+            for name in backends_for("regex", self._choice):
+                self._threads[name].submit(self._open, name)
 
     def compile(self, grammar: Grammar, end_ids: frozenset[int]) -> Ticket:
         future = self._kept.get(grammar)
-        if future is None or future.cancelled():
-            future = self._kept[grammar] = self._threads.submit(self._compile, grammar)
+        if future is None or not _is_to_keep(future):
+            future = self._kept[grammar] = Future()
+            try:
+                self._submit(future, grammar, backends_for(grammar.kind, self._choice))
+            except SglError as error:
+                future.set_exception(error)
         self._kept.move_to_end(grammar)
         self._forget()
         return Ticket(future, grammar.kind, lambda: self._ends(end_ids))
@@ -175,7 +192,13 @@ class Grammars:
             future.cancel()
         for pool in self._pools.values():
             pool.close()
-        self._threads.shutdown(wait=False)
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, future: Future[_Ready], grammar: Grammar, names: Sequence[BackendName]) -> None:
+        """Has the first of some backends compile a grammar; on the threads of the last if that needs its processes."""
+        threads = self._threads[names[0] if grammar.kind == "regex" else names[-1]]
+        threads.submit(self._compile, future, grammar, names)
 
     def _forget(self) -> None:
         """Drops the grammars that were not asked for longest, refused ones among them; keeps the last in any case."""
@@ -191,50 +214,48 @@ class Grammars:
             before = now
             time.sleep(_QUIET_S)
         if not self._is_closed:
-            self._threads.submit(self._load)
+            names = dict.fromkeys(name for kinds in _AUTO.values() for name in kinds)
+            for name in names if self._choice == "auto" else backends_for("regex", self._choice):
+                self._threads[name].submit(self._load, name)
 
     # ---- on threads beside the loop ----------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        """Opens all backends that this choice may need, and has their processes do so."""
-        names = (
-            dict.fromkeys(name for names in _AUTO.values() for name in names)
-            if self._choice == "auto"
-            else [self._choice]
-        )
-        for name in names:
-            assert name != "none"
-            with suppress(SglError):  # a package that is not installed is missed when somebody needs it
-                self._backend(name)
-                if name != "native":
-                    self._pools[name].start()
+    def _load(self, name: BackendName) -> None:
+        """Opens a backend that this choice may need, and has a process do so."""
+        with suppress(SglError):  # a package that is not installed is missed when somebody needs it
+            self._backend(name)
+            if name != "native":
+                self._pools[name].start()
 
-    def _open_likeliest(self) -> None:
-        """What regular expressions and JSON schemas need first."""
-        for name in backends_for("regex", self._choice):
-            with suppress(SglError):
-                self._backend(name)
+    def _open(self, name: BackendName) -> None:
+        with suppress(SglError):
+            self._backend(name)
 
-    def _compile(self, grammar: Grammar) -> _Ready:
+    def _compile(self, future: Future[_Ready], grammar: Grammar, names: Sequence[BackendName]) -> None:
+        """Ends a future, or leaves it to the next backend."""
+        found: _Ready | SglError
         try:
-            return self._compile_within_limits(grammar)
-        except SglError:
-            raise
+            found = self._compile_within_limits(grammar, names)
+        except SglError as error:
+            found = error
         except Exception:  # what a library does not foresee must not end the loop that asks for the result
             logger.exception("a %s could not be compiled", grammar.kind)
             message = f"An internal error occurred while the {grammar.kind} was compiled; see the log."
-            raise SglError(message, code="internal_error", status=500) from None
+            found = SglError(message, code="internal_error", status=500)
+        with suppress(InvalidStateError):  # it was cancelled
+            if not isinstance(found, SglError):
+                future.set_result(found)
+            elif len(names) == 1 or found.code == "grammar_too_complex":
+                future.set_exception(found)
+            else:
+                self._submit(future, grammar, names[1:])
 
-    def _compile_within_limits(self, grammar: Grammar) -> _Ready:
-        *others, last = backends_for(grammar.kind, self._choice)
+    def _compile_within_limits(self, grammar: Grammar, names: Sequence[BackendName]) -> _Ready:
+        """By the first of the backends."""
         check_at_a_glance(grammar)  # before a library is loaded for it
-        if "native" in (*others, last):
-            try:
-                return self._compile_natively(grammar, last)
-            except SglError as error:
-                if last == "native" or error.code == "grammar_too_complex":
-                    raise
-        return self._compile_by(last, grammar)
+        if names[0] == "native":
+            return self._compile_natively(grammar, names[-1])
+        return self._compile_by(names[0], grammar)
 
     def _compile_natively(self, grammar: Grammar, process: BackendName) -> _Ready:
         """Nobody tries the automaton out: it grows with the source, and what it does for a token is limited."""

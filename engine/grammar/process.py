@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Thread, Timer
 
 import sgl
 from sgl.engine.base import env
@@ -34,13 +34,15 @@ from sgl.engine.grammar.protocol import (
 from sgl.engine.grammar.vocabulary import Vocabulary
 
 MAX_PROCESSES = 3
-"""Of one backend: two grammars that take all the time they may keep nobody else waiting."""
+"""Of one backend: beside two grammars that take all the time they may, a third is compiled when its process is up."""
 
 _LOAD_TIMEOUT_S = 120.0
 _PATIENCE_S = 0.1
 """How long a grammar waits for the one before it; most take less, and another process takes longer to start."""
 
 _LOOK_S = 0.01
+_IDLE_S = 60.0
+"""How long a process beside the first is kept for nothing; one with xgrammar has 278 MB."""
 
 
 class CompilerPool:
@@ -50,13 +52,18 @@ class CompilerPool:
         self._make = make
         self._changed = Condition()
         self._all: list[CompilerProcess] = []
-        self._idle: list[CompilerProcess] = []  # those that still load among them
+        self._idle: dict[CompilerProcess, float] = {}  # since when; those that still load among them
+        self._timer: Timer | None = None
         self._is_closed = False
 
     def start(self) -> None:
-        """Has a first process load its library; does not wait for that."""
+        """Has a first process load its library; does not wait for that.
+
+        Raises:
+            SglError: it cannot be started.
+        """
         with self._changed:
-            if not self._all:
+            if not self._all and not self._is_closed:
                 self._add()
 
     @contextmanager
@@ -73,13 +80,15 @@ class CompilerPool:
             with self._changed:
                 if self._is_closed:
                     process.kill()
-                self._idle.append(process)
+                self._idle[process] = time.monotonic()
                 self._changed.notify()
 
     def close(self) -> None:
         """Ends all processes for good; whoever waits for one gets an error."""
         with self._changed:
             self._is_closed = True
+            if self._timer is not None:
+                self._timer.cancel()
             for process in self._all:
                 process.close()
             for process in self._idle:
@@ -90,22 +99,59 @@ class CompilerPool:
         begin_s = time.monotonic()
         with self._changed:
             while not self._is_closed:
-                for process in reversed(self._idle):  # the one before last knows least
-                    if process.is_ready():
-                        self._idle.remove(process)
-                        return process
-                waited_s = time.monotonic() - begin_s
+                process = self._ready()
+                if process is not None:
+                    del self._idle[process]
+                    return process
                 is_short = not self._idle and len(self._all) < MAX_PROCESSES
-                if not self._all or (is_short and waited_s > _PATIENCE_S):
-                    self._add()
+                if not self._all or (is_short and time.monotonic() - begin_s > _PATIENCE_S):
+                    try:
+                        self._add()
+                    except SglError:
+                        if not self._all:
+                            raise
+                        begin_s = time.monotonic()  # those that there are will be free some time
                 self._changed.wait(_LOOK_S)
         raise SglError("The engine is shutting down.", code="shutdown", status=503)
+
+    def _ready(self) -> CompilerProcess | None:
+        for process in reversed(list(self._idle)):  # the last one first, so that others can be given back
+            try:
+                if process.is_ready():
+                    return process
+            except SglError:
+                if len(self._all) == 1:
+                    raise
+                self._end(process)
+        return None
 
     def _add(self) -> None:
         process = self._make()
         process.start()
         self._all.append(process)
-        self._idle.append(process)
+        self._idle[process] = time.monotonic()
+        self._watch()
+
+    def _end(self, process: CompilerProcess) -> None:
+        process.kill()
+        self._all.remove(process)
+        del self._idle[process]
+
+    def _watch(self) -> None:
+        """Looks for processes that nobody needs, for as long as there are several."""
+        if self._timer is None and len(self._all) > 1 and not self._is_closed:
+            self._timer = Timer(_IDLE_S, self._end_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_idle(self) -> None:
+        with self._changed:
+            now_s = time.monotonic()
+            for process, since_s in list(self._idle.items()):
+                if len(self._all) > 1 and now_s - since_s >= _IDLE_S:
+                    self._end(process)
+            self._timer = None
+            self._watch()
 
 
 class CompilerProcess:
@@ -119,20 +165,28 @@ class CompilerProcess:
         self._started_s = 0.0
 
     def start(self) -> None:
-        """Starts the process if there is none, and lets it load its library; does not wait for that."""
+        """Starts the process if there is none, and lets it load its library; does not wait for that.
+
+        Raises:
+            SglError: it cannot be started.
+        """
         if self._process is not None or self._is_closed:
             return
         environment = env.all_variables()
         root = str(Path(sgl.__file__).resolve().parent.parent)
         path = os.pathsep.join(part for part in (root, environment.get("PYTHONPATH", "")) if part)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sgl.engine.grammar.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sgl.engine.grammar.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            message = f"The grammar compiler cannot be started: {error.strerror or error}."
+            raise SglError(message, code="internal_error", status=500) from None
         self._started_s = time.monotonic()
         vocabulary = self._vocabulary
         load = Load(
@@ -148,8 +202,10 @@ class CompilerProcess:
         """Whether its library is loaded; starts it again if it has ended.
 
         Raises:
-            SglError: the library cannot be loaded.
+            SglError: it cannot be started, or its library cannot be loaded.
         """
+        if self._is_loaded and self._process is not None and self._process.poll() is not None:
+            self.kill()  # it has died while nobody asked it anything; that is no grammar's fault
         self.start()
         if self._is_loaded:
             return True
@@ -191,7 +247,8 @@ class CompilerProcess:
             refused.param = refused.param or kind
             raise refused
         self.kill()
-        self.start()  # its library loads while nobody waits for it
+        with suppress(SglError):  # whoever comes next tries again
+            self.start()  # its library loads while nobody waits for it
         message = f"The {kind} takes more than {self._limits.compile_s:g} s or too much memory to compile."
         raise SglError(message, code="grammar_too_complex", param=kind)
 

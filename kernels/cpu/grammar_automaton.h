@@ -16,7 +16,7 @@ namespace sgl::grammar {
 constexpr int32_t kUnknown = -1, kNone = -2;
 constexpr int64_t kUnsettled = -1, kLimited = -2;  // in place of a token
 // Steps of the search for what follows, of 3 to 28 ns. All texts of a call have kMaxWork in common, beside kOwnWork of
-// each. Where that runs out a text is asked about again in a later call, unless it had most of the work for itself: then
+// each. Where that runs out a text is asked about again in a later call, unless it had all of the work for itself: then
 // it fails. Only what is found out costs work, and what was found before work ran out is kept. What may follow never
 // depends on it, only when there is an answer.
 constexpr int64_t kMaxWork = 1 << 19, kOwnWork = 1 << 12;
@@ -80,16 +80,16 @@ class Automaton {
   const Set& set(int32_t number) const { return sets_[number]; }
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  // Begins with a text: what follows must not need more work than there is, of which it may have most or what others
+  // Begins with a text: what follows must not need more work than there is, of which it may have all or what others
   // left. Forgets everything if there is too much.
   void open(Budget& budget) {
-    had_most_ = budget.left > kMaxWork / 2;
+    had_all_ = budget.left >= kMaxWork;
     budget.left = std::max(budget.left, kOwnWork);
     budget_ = &budget;
     if (found_bytes() > max_found_) forget();
   }
 
-  bool had_most() const { return had_most_; }
+  bool had_all() const { return had_all_; }
 
   // Between two steps of a model all of this has left the caches.
   void fetch(int32_t set) const {
@@ -315,7 +315,7 @@ class Automaton {
   const Nfa nfa_;
   const int32_t num_classes_;
   Budget* budget_ = nullptr;  // of the call that holds the lock
-  bool had_most_ = true;      // of the work when it began
+  bool had_all_ = true;       // of the work when it began
   int64_t max_found_ = kMaxKept;
   int32_t start_ = kNone;
   std::vector<Set> sets_;
@@ -382,7 +382,7 @@ struct Matcher {
       if (!has_failed) action();
       return flags();
     } catch (const Overworked&) {
-      if (!automaton.had_most()) return kDeferred;
+      if (!automaton.had_all()) return kDeferred;
     } catch (const std::bad_alloc&) {
     }
     has_failed = true;

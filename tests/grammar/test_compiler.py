@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from threading import Event
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from sgl.engine.base.errors import SglError
 from sgl.engine.base.types import Grammar
-from sgl.engine.grammar.backend import Kind, Options
+from sgl.engine.grammar.backend import Backend, BackendName, Kind, Options
 from sgl.engine.grammar.compiler import Choice, Grammars, Ticket
 from sgl.engine.grammar.limits import Limits
+from sgl.engine.grammar.process import CompilerPool, CompilerProcess
 from sgl.engine.grammar.state import ConstrainedState
 from sgl.engine.grammar.vocabulary import BYTES, Vocabulary
 from tests.grammar.harness import demo_vocabulary, needs_compiler
@@ -158,6 +165,105 @@ def test_after_a_kill_the_library_loads_while_nobody_waits() -> None:
     (process,) = grammars._pools["llguidance"]._all
     until(process.is_ready)
     grammars.close()
+
+
+def test_a_process_that_died_while_it_was_idle_is_no_fault_of_the_next_grammar() -> None:
+    grammars = Grammars("llguidance", lambda: BYTES)
+    compile_now(grammars, "regex", "a")
+    (process,) = grammars._pools["llguidance"]._all
+    assert process._process is not None
+    os.kill(process._process.pid, signal.SIGKILL)
+    process._process.wait()
+    assert bits(grammars, compile_now(grammars, "regex", "b")) == {98}
+    grammars.close()
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_where_a_second_process_cannot_be_started_the_first_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl.engine.grammar.process._PATIENCE_S", 0.0)
+    grammars = Grammars("llguidance", lambda: BYTES)
+    compile_now(grammars, "regex", "a")
+    attempts: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: attempts.append(_) or no_process())
+    with grammars._pools["llguidance"].lend():
+        ticket = grammars.compile(Grammar("regex", "b"), NO_ENDS)
+        until(lambda: len(attempts) >= 2 or ticket._future.done())
+        assert not ticket._future.done()
+    assert bits(grammars, waited(ticket)) == {98}
+    grammars.close()
+
+
+def test_what_the_engine_was_at_fault_for_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars("llguidance", lambda: BYTES)
+    with monkeypatch.context() as context, pytest.raises(SglError, match="Cannot allocate memory") as error:
+        context.setattr("subprocess.Popen", no_process)
+        compile_now(grammars, "regex", "a")
+    assert error.value.status == 500
+    assert bits(grammars, compile_now(grammars, "regex", "a")) == {97}
+    grammars.close()
+
+
+@needs_compiler
+def test_the_native_automata_wait_for_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many grammars as there are threads wait for a library that takes long to load; it does while this runs."""
+    has_loaded, load = Event(), Grammars._backend
+
+    def load_slowly(self: Grammars, name: BackendName) -> Backend:
+        assert name != "xgrammar" or has_loaded.wait(60.0)
+        return load(self, name)
+
+    monkeypatch.setattr(Grammars, "_backend", load_slowly)
+    monkeypatch.setattr(CompilerPool, "start", lambda _: None)
+    grammars = Grammars("auto", lambda: BYTES)
+    waiting = [grammars.compile(Grammar("ebnf", f'root ::= "{number}"'), NO_ENDS) for number in range(3)]
+    assert bits(grammars, compile_now(grammars, "regex", "[ab]")) == {97, 98}
+    assert bits(grammars, compile_now(grammars, "json_schema", '{"const": 1}')) == {ord("1")}
+    assert not any(ticket._future.done() for ticket in waiting)
+    grammars.close()
+    has_loaded.set()
+    for ticket in waiting:
+        with pytest.raises(SglError, match="shutting down"):
+            ticket.poll()
+
+
+def new_pool() -> CompilerPool:
+    return CompilerPool(lambda: CompilerProcess("native", BYTES, Options(), Limits()))
+
+
+def test_processes_beside_the_first_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[Mock] = []
+
+    def timer(_: float, action: Callable[[], None]) -> Mock:
+        timers.append(Mock(action=action))
+        return timers[-1]
+
+    monkeypatch.setattr("sgl.engine.grammar.process.Timer", timer)
+    monkeypatch.setattr("sgl.engine.grammar.process._PATIENCE_S", 0.0)
+    pool = new_pool()
+    with ExitStack() as stack:
+        lent = [stack.enter_context(pool.lend()) for _ in range(2)]
+        timers[-1].action()
+        assert pool._all == lent, "both are in use"
+    timers[-1].action()
+    assert len(pool._all) == 2, "they have not been idle for long"
+    running = [process._process for process in lent]
+    monkeypatch.setattr("sgl.engine.grammar.process._IDLE_S", 0.0)
+    timers[-1].action()
+    assert pool._all == [lent[0]] and len(timers) == 3, "the one used last stays; nothing is left to look for"
+    with pool.lend() as last:
+        assert last is lent[0]
+    pool.close()
+    assert not [process for process in running if process is not None and process.poll() is None]
+
+
+def test_after_the_end_no_process_is_started() -> None:
+    pool = new_pool()
+    pool.close()
+    pool.start()
+    assert not pool._all
 
 
 def test_a_refusal_is_remembered_and_the_oldest_is_forgotten() -> None:
