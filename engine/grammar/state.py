@@ -89,10 +89,12 @@ class Group:
             for state in self.states:
                 state.is_ahead = True
             return 0
+        told = tokens[:]
         self._limited = []
         for state, draw in zip(self.states, draws.draws, strict=True):
-            state.is_ahead = tokens[draw] >= 0
-            if tokens[draw] == LIMITED:
+            token_id = told[draw]
+            state.is_ahead = token_id >= 0
+            if token_id == LIMITED:
                 self._limited.append(state)
         return left
 

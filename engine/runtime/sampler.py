@@ -164,8 +164,9 @@ class Sampler:
         rows = [draws.rows[draw] for draw in constrained]
         host = HostDraws(chosen, constrained, logits.data_ptr(), logits.shape[1])
         left = masks.settle(rows, host)
-        sampled = [draw for draw in sampled if chosen[draw] < 0]
-        unclear = [draw for draw in constrained if chosen[draw] == UNSETTLED] if left else []
+        told = chosen[:]  # reading them one by one takes longer
+        sampled = [draw for draw in sampled if told[draw] < 0]
+        unclear = [draw for draw in constrained if told[draw] == UNSETTLED] if left else []
         is_limited = left > len(unclear)
         if unclear:
             self._mask(logits, draws, unclear, masks)
