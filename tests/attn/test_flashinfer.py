@@ -73,14 +73,18 @@ def test_a_graph_answers_as_a_step_does(backend: FlashInferBackend, case: Case) 
     assert error(replay(scene, backend, DEVICE), scene.truth(), torch.float32) <= 1
 
 
+def check_in_one_step(backend: FlashInferBackend, *scenes: Scene) -> None:
+    """Layers of one step, one after the other, over the keys and values of the first."""
+    meta = backend.plan(scenes[0].batch)
+    backend.store(scenes[0].k, scenes[0].v, scenes[0].kv, meta)
+    for scene in scenes:
+        assert error(backend.run(scene.q, scene.kv, meta, scene.rules), scene.truth(), torch.float32) <= 1
+
+
 def test_layers_of_two_kinds_have_plans_of_their_own(backend: FlashInferBackend) -> None:
     wide = make_scene(Case("", [1, 20, 1], [40, 3, 90]), torch.float32, CPU)
     narrow = replace(wide, case=replace(wide.case, window=7, softcap=2.0))
-    meta = backend.plan(wide.batch)
-    backend.store(wide.k, wide.v, wide.kv, meta)
-    for scene in (wide, narrow, wide):
-        got = backend.run(scene.q, scene.kv, meta, scene.rules)
-        assert error(got, scene.truth(), torch.float32) <= 1
+    check_in_one_step(backend, wide, narrow, wide)
 
 
 def test_what_it_cannot_do_is_left_to_the_triton_kernels(backend: FlashInferBackend) -> None:
@@ -151,11 +155,7 @@ def test_windows_are_read_row_by_row(backend: FlashInferBackend, monkeypatch: py
     monkeypatch.setattr("sgl.engine.attn.flashinfer.WORTH_BYTES", 1)
     scene = make_scene(Case("", [1, 1], [90, 80], page_size=8, shared=80), torch.float32, CPU)
     windowed = replace(scene, case=replace(scene.case, window=70))
-    meta = backend.plan(scene.batch)
-    backend.store(scene.k, scene.v, scene.kv, meta)
-    for each in (scene, windowed, scene):
-        got = backend.run(each.q, each.kv, meta, each.rules)
-        assert error(got, each.truth(), torch.float32) <= 1
+    check_in_one_step(backend, scene, windowed, scene)
 
 
 def test_what_does_not_fit_the_workspace_is_left_to_the_triton_kernels(backend: FlashInferBackend) -> None:

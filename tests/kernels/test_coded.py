@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl.engine.base.device import CPU_ISAS, detect_isa
 from sgl.kernels.cpu import native
 from sgl.kernels.cpu.linear import NativeLinear, linear_coded
 from sgl.kernels.ops.linear import CodedWeight, Float8Weight, arranged
+from tests.kernels.sums import check_sums
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
@@ -22,15 +22,6 @@ ROWS = (1, 2, 3, 5, 11, 16, 17, 33, 70)
 MANY_ROWS = (1, 16, 17, 97, 200)  # more than pass over a panel at a time
 NUMBERS = torch.arange(256, dtype=torch.uint8)[torch.arange(256) % 128 != 127].view(torch.float8_e4m3fn)
 """All of e4m3 but NaN."""
-
-
-@pytest.fixture(params=CPU_ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if CPU_ISAS.index(request.param) > CPU_ISAS.index(detect_isa()):
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("SGL_KERNEL_ISA", request.param)
-    assert f"cpu-{request.param}-" in native.library()._name
-    return str(request.param)
 
 
 def float8(block: tuple[int, int], rows: int, inner: int) -> tuple[Float8Weight, Tensor]:
@@ -67,14 +58,9 @@ def test_sums_are_as_good_as_those_in_float32_and_the_same_for_any_number_of_row
     for columns, inner in shapes:
         weight, numbers = make(size, columns, inner)
         bias = torch.randn(columns).bfloat16()
-        x = torch.randn(max(rows), inner).bfloat16()
         prepared = linear_coded(weight, bias, "float32")
         assert isinstance(prepared, NativeLinear) and prepared.format == ("float8" if make is float8 else "code4")
-        together = prepared(x)
-        size_of_sums = x.double().abs() @ numbers.abs().t() + bias.double().abs()
-        assert ((together - (x.double() @ numbers.t() + bias.double())).abs() / size_of_sums).max() < 1e-6
-        for count in rows:
-            assert torch.equal(prepared(x[:count]), together[:count])
+        check_sums(prepared, numbers, bias, rows)
 
 
 def test_every_number_is_read_out_exactly(isa: str) -> None:

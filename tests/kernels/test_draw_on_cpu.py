@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from sgl.engine.base.device import CPU_ISAS, detect_isa
 from sgl.kernels.checks.sampling import every_filter
 from sgl.kernels.cpu import elementwise, native
 from sgl.kernels.ops.draw import draw as reference
@@ -15,19 +14,15 @@ from sgl.kernels.ops.draw import draw as reference
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 ROWS = 60  # as many as there are combinations of filters
-ISAS = [pytest.param(isa, id=isa) for isa in CPU_ISAS]
 
 
-@pytest.fixture
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if CPU_ISAS.index(request.param) > CPU_ISAS.index(detect_isa()):
-        pytest.skip(f"this processor has no {request.param}")
-    library = native.library(request.param)
-    monkeypatch.setattr(elementwise, "_library", lambda: library)
+@pytest.fixture(autouse=True)
+def library(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the instruction set, which is looked up once otherwise."""
+    found = native.library(isa)
+    monkeypatch.setattr(elementwise, "_library", lambda: found)
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("width", [31, 32, 1023, 1025, 5000])
 def test_the_same_tokens_are_drawn(width: int) -> None:
     torch.manual_seed(width)
@@ -42,8 +37,6 @@ def test_the_same_tokens_are_drawn(width: int) -> None:
     assert torch.equal(drawn[:1], elementwise.draw(logits[:1], filters, streams, counters)), "alone and with others"
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.usefixtures("isa")
 def test_rows_without_a_distribution_answer_some_token() -> None:
     logits = torch.zeros(6, 50)
     logits[:2, 3] = math.nan

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl.engine.base.device import CPU_ISAS, detect_isa
 from sgl.kernels.cpu import native
 from sgl.kernels.cpu.linear import linear_quantized, linear_weight_only
 from sgl.kernels.ops.linear import QuantizedWeight
+from tests.kernels.sums import check_sums
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
@@ -36,15 +36,6 @@ FORMATS: tuple[Format, ...] = (
 
 SHAPES = ((64, 128), (100, 6), (5, 2), (330, 150))
 ROWS = (1, 2, 3, 5, 11, 16, 33, 70)
-
-
-@pytest.fixture(params=CPU_ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if CPU_ISAS.index(request.param) > CPU_ISAS.index(detect_isa()):
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("SGL_KERNEL_ISA", request.param)
-    assert f"cpu-{request.param}-" in native.library()._name
-    return str(request.param)
 
 
 def weight_of(
@@ -72,13 +63,7 @@ def test_sums_are_as_good_as_those_in_float32_and_the_same_for_any_number_of_row
     for inner, columns in SHAPES:
         weight, numbers = weight_of(*format, columns, inner)
         bias = torch.randn(columns).bfloat16()
-        x = torch.randn(max(ROWS), inner).bfloat16()
-        prepared = linear_weight_only(weight, bias, "float32")
-        together = prepared(x)
-        size = x.double().abs() @ numbers.abs().t() + bias.double().abs()
-        assert ((together - (x.double() @ numbers.t() + bias.double())).abs() / size).max() < 1e-6
-        for rows in ROWS:
-            assert torch.equal(prepared(x[:rows]), together[:rows])
+        check_sums(linear_weight_only(weight, bias, "float32"), numbers, bias, ROWS)
 
 
 def test_small_inputs_beside_a_spike_are_not_lost(isa: str) -> None:
